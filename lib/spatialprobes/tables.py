@@ -25,25 +25,17 @@ import pyarrow.parquet as pq
 from spatialprobes import __version__
 
 KEY = b"spatialprobes"  # of the provenance in the parquet metadata
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "scipy",
-    "statsmodels",
-    "scikit-learn",
-    "pillow",
+PACKAGES = (  # those whose version can change a number
+    "torch", "transformers", "accelerate", "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "scikit-learn", "pillow",
     "safetensors",
-)
+)  # fmt: skip
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spare blanks, so that equal values give equal text.
 
-    numpy scalars and arrays become plain numbers and lists, paths text. Raises TypeError naming a value that has no JSON form, ValueError for NaN and infinities (JSON has neither).
+    numpy scalars and arrays become plain numbers and lists, paths text. Raises TypeError naming a value that has no JSON form,
+    ValueError for NaN and infinities (JSON has neither).
     """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
