@@ -1,0 +1,202 @@
+"""What a family of vision-language models must say about itself: module paths, image grid, positions, where features enter.
+
+The defaults hold for the models that transformers ships and that scatter image features into the places of an image token.
+A family overrides what differs; nothing outside `families/` asks which family it has. Knows no prompts, questions or probes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from spatialprobes.families.attention import Observer, observed_attention
+from spatialprobes.families.frames import Frame
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from PIL import Image
+
+Edit = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Distinct pictures, ready for a model.
+
+    inputs: the processor's tensors. tokens: for each picture, the token ids that stand in its prompt for the image placeholder.
+    grids: (rows, columns) of its vision tokens in raster order, None where they have no grid. frames: picture -> model input.
+    """
+
+    inputs: dict[str, Tensor]
+    tokens: list[list[int]]
+    grids: list[tuple[int, int] | None]
+    frames: list[Frame]
+
+
+class Family:
+    """Where things are in one family. Stateless: every method is given the model or the processor."""
+
+    model_type: str
+    tower = "model.vision_tower"
+    tower_layers = "model.vision_tower.encoder.layers"
+    connector = "model.multi_modal_projector"
+    layers = "model.language_model.layers"
+    final_norm = "model.language_model.norm"
+    parts = {"text": "text_config", "vision": "vision_config"}  # where the attention implementation of each part is set
+    image_owner = "model"  # the module whose get_image_features feeds forward and generate
+    quantise_skip = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    shares_prefix = True  # a key-value cache of the picture can be repeated for several questions
+
+    # Loading
+    def load_model(self, source: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+        """The model and transformers' loading information (missing keys and so on)."""
+        return AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        return AutoProcessor.from_pretrained(source, **options)
+
+    # Parts of the model
+    def part(self, model: nn.Module, name: str) -> nn.Module:
+        """The module that this family calls `name`: "tower", "tower_layers", "connector", "layers" or "final_norm"."""
+        return model.get_submodule(getattr(self, name))
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The language model proper: embeddings in, final-normed hidden states out."""
+        return model.get_decoder()
+
+    def attention(self, layer: nn.Module) -> nn.Module | None:
+        """The attention of a layer, or None where it has none (linear layers)."""
+        return getattr(layer, "self_attn", None)
+
+    def hidden(self, output: Any) -> Float[Tensor, "example token width"]:
+        """The hidden states in what a layer returns."""
+        return output[0] if isinstance(output, tuple) else output
+
+    def replace_hidden(self, output: Any, hidden: Float[Tensor, "example token width"]) -> Any:
+        """What the layer would have returned with these hidden states."""
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def connector_norm(self, model: nn.Module) -> nn.Module:
+        """The norm between the tower's residual stream and the connector's own weights, for connector="post_norm"."""
+        raise NotImplementedError
+
+    def connector_tokens(self, model: nn.Module, tokens: Tensor, inputs: dict[str, Tensor]) -> list[Float[Tensor, "token width"]]:
+        """What a hook on the connector sees, as one raster-ordered tensor per picture."""
+        return list(tokens)
+
+    # Attention
+    def observe_attention(
+        self, model: nn.Module, part: str, observers: dict[nn.Module, Observer]
+    ) -> AbstractContextManager[None]:
+        """While open, each observer sees queries, keys and mask of its attention module in `part` ("text" or "vision")."""
+        return observed_attention(model, self.parts[part], observers)
+
+    # Pictures and tokens
+    def image_token_id(self, model: nn.Module) -> int:
+        return model.config.image_token_id
+
+    def image_token(self, processor: Any) -> str:
+        """The placeholder that the chat template writes for a picture."""
+        return processor.image_token
+
+    def side(self, processor: Any) -> int | None:
+        """Pixels of the model's square input, None where it takes any size."""
+        return None
+
+    def fill(self, processor: Any) -> tuple[int, int, int]:
+        """The colour that is zero after the processor's normalisation."""
+        return tuple(int(255 * mean) for mean in processor.image_processor.image_mean)
+
+    def frame(self, processor: Any, width: int, height: int) -> Frame:
+        """Where the processor puts the points of a picture of this size."""
+        return Frame()
+
+    def grid(self, model: nn.Module, inputs: dict[str, Tensor], index: int, n: int) -> tuple[int, int] | None:
+        """(rows, columns) of the n vision tokens of picture `index`, None where they have no raster."""
+        raise NotImplementedError
+
+    def pictures(self, model: nn.Module, processor: Any, pictures: list[Image.Image], frames: list[Frame]) -> Pictures:
+        """Run the processor once on distinct pictures. frames: what was done to each before."""
+        placeholder = self.image_token(processor)
+        encoded = processor(
+            images=pictures, text=[placeholder] * len(pictures), padding=True, add_special_tokens=False, return_tensors="pt"
+        )
+        mask = encoded.pop("attention_mask")
+        tokens = [ids[keep.bool()].tolist() for ids, keep in zip(encoded.pop("input_ids"), mask, strict=True)]
+        inputs = {name: value for name, value in encoded.items() if name not in ("mm_token_type_ids", "token_type_ids")}
+        image = self.image_token_id(model)
+        grids = [self.grid(model, inputs, i, row.count(image)) for i, row in enumerate(tokens)]
+        seen = [frame.then(self.frame(processor, *picture.size)) for frame, picture in zip(frames, pictures, strict=True)]
+        return Pictures(inputs, tokens, grids, seen)
+
+    def repeat(self, inputs: dict[str, Tensor], which: list[int]) -> dict[str, Tensor]:
+        """The picture tensors for a batch whose row i shows picture which[i]."""
+        rows = next(iter(inputs.values())).shape[0]
+        if which == list(range(rows)):
+            return inputs
+        index = torch.tensor(which)
+        return {name: value[index] for name, value in inputs.items()}
+
+    def complete(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add what the model would otherwise guess: explicit position ids, and types of tokens where it wants them.
+
+        Positions count real tokens from 0 and are 0 on padding.
+        """
+        position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return {**inputs, "position_ids": position_ids}
+
+    def continue_positions(self, position_ids: Int[Tensor, "... token"], start: int) -> Int[Tensor, "... token"]:
+        """Positions of the tokens from `start` on, for a call that continues a cache."""
+        return position_ids[..., start:]
+
+    # Running
+    def forward(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
+        return model(**inputs, **options)
+
+    def generate(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Int[Tensor, "example token"]:
+        """Prompt and new tokens."""
+        return model.generate(**inputs, **options)
+
+    def image_features(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Float[Tensor, "token width"]]:
+        """What enters the language model, one tensor per picture in raster order, with every edit that is in force."""
+        return list(self._owner(model).get_image_features(**inputs, return_dict=True).pooler_output)
+
+    @contextmanager
+    def edit_image_features(self, model: nn.Module, edit: Edit) -> Iterator[None]:
+        """While open, `edit` maps the list of features of each call (one (token, width) tensor per picture, in raster order).
+
+        Edits compose in the order in which they were opened, may be closed in any order, and reach forward and generate alike.
+        """
+        owner = self._owner(model)
+        edits: list[Edit] | None = owner.__dict__.get("_image_feature_edits")
+        if edits is None:
+            edits = owner.__dict__["_image_feature_edits"] = []
+            original = owner.get_image_features
+
+            @functools.wraps(original)  # generate reads the signature
+            def edited(*args: Any, **kwargs: Any) -> Any:
+                outputs = original(*args, **kwargs)
+                features = outputs.pooler_output
+                for each in list(edits):
+                    features = type(outputs.pooler_output)(each(list(features)))
+                outputs.pooler_output = features
+                return outputs
+
+            owner.__dict__["get_image_features"] = edited
+        edits.append(edit)
+        try:
+            yield
+        finally:
+            edits.remove(edit)
+            if not edits:
+                del owner.__dict__["get_image_features"], owner.__dict__["_image_feature_edits"]
+
+    def _owner(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.image_owner)

@@ -1,0 +1,47 @@
+"""LLaVA-1.5 and the lab's LLaVA: CLIP patches, a two-layer projector, features in the places of `<image>`, Llama decoder.
+
+Knows nothing of prompts; positions are plain counts, vision tokens are in raster order everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from spatialprobes.families.base import Family
+from spatialprobes.families.frames import Frame
+
+
+class Llava(Family):
+    model_type = "llava"
+
+    def side(self, processor: Any) -> int | None:
+        images = processor.image_processor
+        size = images.crop_size if images.do_center_crop else images.size
+        return size["height"] if size["height"] == size["width"] else None
+
+    def frame(self, processor: Any, width: int, height: int) -> Frame:
+        """CLIP's own: the shorter side is resized to `size`, then the centre is cropped, so that a wide picture loses its ends."""
+        images = processor.image_processor
+        short = images.size.get("shortest_edge") if images.do_resize else None
+        if images.do_resize and short is None or not images.do_center_crop:
+            return Frame()
+        if short is not None:
+            resized_width = short if width <= height else int(short * width / height)
+            resized_height = short if height <= width else int(short * height / width)
+        else:
+            resized_width, resized_height = width, height
+        crop_width, crop_height = images.crop_size["width"], images.crop_size["height"]
+        left, top = (resized_width - crop_width) // 2, (resized_height - crop_height) // 2
+        return Frame.window(left, top, crop_width, crop_height, resized_width, resized_height)
+
+    def grid(self, model: nn.Module, inputs: dict[str, Tensor], index: int, n: int) -> tuple[int, int] | None:
+        patch = model.config.vision_config.patch_size
+        height, width = inputs["pixel_values"].shape[-2:]
+        rows, columns = height // patch, width // patch
+        return (rows, columns) if rows * columns == n else None
+
+    def connector_norm(self, model: nn.Module) -> nn.Module:
+        """CLIP's post-layernorm; the checkpoint itself applies it to the class token alone, never to what the connector reads."""
+        return model.get_submodule(self.tower).post_layernorm

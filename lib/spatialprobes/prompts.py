@@ -1,0 +1,101 @@
+"""A question as the model's own chat template writes it, and where each part of it stands in the text.
+
+Knows text alone: tokens are found later from character offsets (`spans.py`). The picture always comes before the question, so that
+prompts about one picture share everything up to and including it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spatialprobes.examples import Example
+
+SENTINEL = "\u2039system\u203a"  # a system prompt that no template writes of its own accord
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt. Ranges are (start, end) in characters of `text`, equal ends where the part is absent."""
+
+    text: str
+    image: Range
+    system: Range
+    user: Range
+    answer: Range
+
+
+class PromptError(ValueError):
+    """An example that cannot be asked; the message names it."""
+
+
+def default_system(processor: Any) -> str:
+    """The system prompt that the chat template writes when it is given none; "" where it writes none."""
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    own, marked = _apply(processor, [user]), _apply(processor, [_system(SENTINEL), user])
+    if SENTINEL not in marked:
+        return ""
+    before, after = marked.split(SENTINEL)
+    start = len(_common_prefix(own, before))
+    end = len(own) - len(_common_prefix(own[::-1], after[::-1]))
+    return own[start:end].strip()
+
+
+def render(processor: Any, placeholder: str, example: Example, system: str | None, default: str, answers: bool = False) -> Prompt:
+    """The prompt for one example.
+
+    system: "default" for the template's own (`default`), None or "" for no system prompt, else the words of one.
+    answers: close with the example's answer (teacher forcing) instead of with the call for one.
+    Raises PromptError for an empty question, a question that holds the image placeholder, a missing answer, and a system prompt that
+    the template does not write.
+    """
+    question = (example.question or "").strip()
+    if not question:
+        raise PromptError(f"example {example.id!r} has an empty question; give it words to ask")
+    if placeholder in question:
+        raise PromptError(f"example {example.id!r}: the question holds the image placeholder {placeholder!r}; leave it out")
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    words = default if system == "default" else (system or "").strip()
+    if system == "default" or (not words and not default):
+        messages = [user]
+    else:
+        messages = [_system(words), user]
+    text = _apply(processor, messages, ask=True)
+    if text.count(placeholder) != 1:
+        raise PromptError(
+            f"the chat template writes {text.count(placeholder)} image placeholders {placeholder!r} for one picture"
+        )
+    picture = text.index(placeholder)
+    image = (picture, picture + len(placeholder))
+    if words and words not in text[:picture]:
+        raise PromptError(f"the chat template does not write the system prompt {words!r} before the picture; use system=None")
+    head = text.index(words) if words else 0
+    ask = text.find(question, image[1])
+    if ask < 0:
+        raise PromptError(f"example {example.id!r}: the chat template does not write the question after the picture")
+    end = len(text)
+    answer = (end, end)
+    if answers:
+        expected = (example.answer or "").strip()
+        if not expected:
+            raise PromptError(f"example {example.id!r} has no answer to force")
+        closed = _apply(processor, [*messages, {"role": "assistant", "content": [{"type": "text", "text": expected}]}])
+        if not closed.startswith(text.rstrip()) or expected not in closed[end:]:
+            closed = text + ("" if text[-1:].isspace() else " ") + expected  # templates that open an answer in another way
+        text, start = closed, closed.index(expected, len(text.rstrip()))
+        answer = (start, start + len(expected))
+    return Prompt(text, image, (head, head + len(words)), (ask, ask + len(question)), answer)
+
+
+def _system(words: str) -> dict[str, Any]:
+    return {"role": "system", "content": [{"type": "text", "text": words}]}
+
+
+def _apply(processor: Any, messages: list[dict[str, Any]], ask: bool = False) -> str:
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+
+
+def _common_prefix(a: str, b: str) -> str:
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:n]

@@ -1,0 +1,135 @@
+"""Where the parts of a prompt are among its tokens: after image expansion, after padding.
+
+Knows indices and character offsets, no model. Every token that is not padding belongs to exactly one part: bos, system, vision,
+user, answer or role (the template's own words: turn markers, separators, end of turn).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spatialprobes.families import Frame
+from spatialprobes.prompts import Prompt
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
+PARTS = ("bos", "system", "vision", "user", "role", "answer")
+
+
+def find_spans(
+    example: str,
+    prompt: Prompt,
+    offsets: list[tuple[int, int]],
+    before: int,
+    picture: list[bool],
+    start: int,
+    has_bos: bool,
+    grid: tuple[int, int] | None,
+    frame: Frame,
+) -> Spans:
+    """Spans of one prompt.
+
+    offsets: characters of each token of the text before the placeholder was expanded. before: tokens that precede the placeholder.
+    picture: for each token that replaced the placeholder, whether it is a vision token. start: tokens of padding on the left.
+    """
+    n = len(picture)
+    places = [start + i if i < before else start + i + n - 1 for i in range(len(offsets))]
+    parts: dict[str, list[int]] = {part: [] for part in PARTS}
+    parts["vision"] = [start + before + i for i, vision in enumerate(picture) if vision]
+    parts["role"] = [start + before + i for i, vision in enumerate(picture) if not vision]
+    ranges = {"system": prompt.system, "user": prompt.user, "answer": prompt.answer}
+    for i, (place, offset) in enumerate(zip(places, offsets, strict=True)):
+        if i == before:
+            continue
+        part = next((part for part, span in ranges.items() if _overlap(offset, span)), "role")
+        parts["bos" if i == 0 and has_bos else part].append(place)
+    tokens = [(place, offset) for i, (place, offset) in enumerate(zip(places, offsets, strict=True)) if i != before]
+    index = {part: torch.tensor(sorted(found), dtype=torch.long) for part, found in parts.items()}
+    return Spans(example, **index, grid=grid, frame=frame, start=start, text=prompt.text, ranges=ranges, tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Token indices of one example in its batch, each part a sorted LongTensor (empty where absent).
+
+    example: its id. grid: (rows, columns) of `vision` in raster order, None where vision tokens have no grid. frame: the map from
+    fractions of the picture to fractions of what the model sees. start: the first token that is not padding. text: the prompt.
+    """
+
+    example: str
+    bos: Int[Tensor, " bos"]
+    system: Int[Tensor, " system"]
+    vision: Int[Tensor, " vision"]
+    user: Int[Tensor, " user"]
+    role: Int[Tensor, " role"]
+    answer: Int[Tensor, " answer"]
+    grid: tuple[int, int] | None
+    frame: Frame
+    start: int
+    text: str
+    ranges: dict[str, tuple[int, int]] = field(repr=False)
+    tokens: list[tuple[int, tuple[int, int]]] = field(repr=False)
+
+    def parts(self) -> dict[str, Int[Tensor, " token"]]:
+        """All parts by name; together they are every token that is not padding, once."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def word(self, word: str, occurrence: int = 0, part: str = "user") -> Int[Tensor, " token"]:
+        """Every sub-token of a word or phrase, matched whole and without regard to case.
+
+        occurrence: which one, from 0 (negative from the end). part: "user", "system" or "answer".
+        Raises KeyError naming the words that are there.
+        """
+        if part not in self.ranges:
+            raise KeyError(f"words are looked for in {', '.join(map(repr, self.ranges))}, not in {part!r}")
+        low, high = self.ranges[part]
+        text = self.text[low:high]
+        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)"
+        found = list(re.finditer(pattern, text, re.IGNORECASE)) if word.strip() else []
+        if not -len(found) <= occurrence < len(found):
+            there = list(dict.fromkeys(re.findall(r"\w+(?:'\w+)?", text)))
+            near = difflib.get_close_matches(word, there, n=1)
+            hint = f"; nearest: {near[0]!r}" if near and not found else ""
+            count = f"occurs {len(found)} times" if found else "is not"
+            raise KeyError(f"{word!r} {count} in the {part} text of {self.example!r}{hint}; words there: {', '.join(there)}")
+        span = (low + found[occurrence].start(), low + found[occurrence].end())
+        return torch.tensor([place for place, offset in self.tokens if _overlap(offset, span)], dtype=torch.long)
+
+    def cell(self, x: float, y: float) -> tuple[int, int] | None:
+        """(row, column) of the grid cell that shows this point of the picture (fractions, y down); None where it was cropped away.
+
+        Raises ValueError where the vision tokens have no grid.
+        """
+        rows, columns = self._grid()
+        u, v = self.frame(x, y)
+        if not (0 <= u <= 1 and 0 <= v <= 1):
+            return None
+        return min(int(v * rows), rows - 1), min(int(u * columns), columns - 1)
+
+    def cells(self, box: tuple[float, float, float, float]) -> Bool[Tensor, "row column"]:
+        """The cells that a box (x_min, y_min, x_max, y_max; fractions of the picture) reaches into.
+
+        Raises ValueError where the vision tokens have no grid.
+        """
+        rows, columns = self._grid()
+        (left, top), (right, bottom) = self.frame(*box[:2]), self.frame(*box[2:])
+        row, column = torch.arange(rows), torch.arange(columns)
+        down = (row < bottom * rows) & (row + 1 > top * rows)
+        across = (column < right * columns) & (column + 1 > left * columns)
+        return down[:, None] & across[None, :]
+
+    def _grid(self) -> tuple[int, int]:
+        if self.grid is None:
+            raise ValueError(f"the {len(self.vision)} vision tokens of {self.example!r} have no grid")
+        return self.grid
+
+
+def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
