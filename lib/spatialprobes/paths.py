@@ -25,11 +25,11 @@ def root() -> Path:
     return checkout() or Path.cwd()
 
 
-def lab_folder() -> Path:
-    """The folder of the lab models: SPATIALPROBES_LAB, else `data/lab` of the checkout, else the copy in the package."""
+def lab_folder(base: Path | None = None) -> Path:
+    """The lab models' folder: SPATIALPROBES_LAB, else `data/lab` of the checkout (or of `base`), else the package's copy."""
     if override := os.environ.get("SPATIALPROBES_LAB"):
         return Path(override)
-    found = checkout()
+    found = base or checkout()
     return found / "data" / "lab" if found else PACKAGE / "data" / "lab"
 
 

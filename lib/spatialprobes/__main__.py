@@ -1,0 +1,5 @@
+"""`python -m spatialprobes`: the command line."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,193 @@
+"""The command line, `spatialprobes`: runs and figures, the lab, a chat.
+
+Each command imports what it needs when it is called, so that help is quick and works where torch is not installed. A fault of the
+user's is one clear line and exit status 2 (`--debug` shows where it came from); a run that fails gives 1. Knows no models.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+
+class OneLineErrors(TyperGroup):
+    """Shows whatever goes wrong in a command as one line and exits with 2; with `--debug`, as Python does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            name = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
+            typer.echo(f"spatialprobes: {name}{error}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Where things are in vision-language models: the runs, figures and models of this companion.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+Suite = Annotated[str, typer.Option(help="Which runs: lab (minutes on a laptop, no download) or full (real checkpoints).")]
+Only = Annotated[str, typer.Option(metavar="GLOB", help="Only runs whose names match, and what they need: 'swap-*'. Empty: all.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from, with a traceback.")] = False,
+) -> None:
+    """Options for all commands stand before the command's name."""
+
+
+@app.command()
+def figures(
+    suite: Suite = "lab",
+    only: Only = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the processor's threads are divided among them.")] = 1,
+    profile: Annotated[str, typer.Option(help="Where to run: a folder of profiles/, local or slurm.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due and why, and do nothing.")] = False,
+    keep_going: Annotated[bool, typer.Option(help="When a run fails, still do those that don't need it.")] = True,
+) -> None:
+    """Execute the runs that are due and build the gallery, figures/index.html."""
+    from . import paths
+    from .due import statuses
+    from .runs import load, select
+
+    root = paths.root()
+    plan = load(root)
+    names = select(plan, suite, only)
+    found = statuses(root, plan)
+    due = [name for name in names if found[name].state != "complete"]
+    for name in names:
+        if name in due or dry_run:
+            typer.echo(f"{name}: {'due' if name in due else 'complete'}{f', {found[name].why}' if found[name].why else ''}")
+    typer.echo(f"{len(due)} of {len(names)} runs due")
+    if dry_run:
+        return
+    if due:
+        from .execute import execute_due
+
+        found = execute_due(names, root, jobs, profile, keep_going)
+    page = _gallery(root)
+    failed = [name for name in names if found[name].state != "complete"]
+    for name in failed:
+        log = paths.run_folder(name, root) / "failed" / "log.txt"
+        where = f" (log: {log.relative_to(root)})" if found[name].state == "failed" else ""
+        typer.echo(f"NOT COMPLETE {name}: {found[name].why}{where}", err=True)
+    typer.echo(f"{len(names) - len(failed)} of {len(names)} runs complete. Gallery: {page}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A run of papermill_runs.yaml.")],
+    expect: Annotated[str, typer.Option(metavar="HASH", help="Refuse to run if the run's hash is another. Empty: any.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also if its results are complete.")] = False,
+) -> None:
+    """Execute one run; what it needs must be complete."""
+    from .execute import RunFailed, execute
+
+    typer.echo(f"{name}: running")
+    start = time.monotonic()
+    try:
+        done = execute(name, expect=expect, force=force)
+    except RunFailed as error:
+        log = "".join(f"  | {line}\n" for line in error.log.splitlines())
+        where = f"What it left: {error.folder}" if error.folder else ""
+        typer.echo(f"FAILED {error}\n{log}{where}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{name}: " + (f"done in {time.monotonic() - start:.0f} s" if done else "complete already"))
+
+
+@app.command()
+def runs(
+    suite: Annotated[str, typer.Option(help="Only this suite: lab or full. Empty: both.")] = "",
+) -> None:
+    """Check papermill_runs.yaml and list the runs: name, suite, notebook, where it stands and why."""
+    from . import paths
+    from .due import statuses
+    from .runs import load, select
+
+    root = paths.root()
+    plan = load(root)
+    found = statuses(root, plan)
+    rows = [(name, plan[name].suite, plan[name].notebook, found[name].state, found[name].why) for name in select(plan, suite)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip())
+
+
+@app.command()
+def params(
+    notebook: Annotated[str, typer.Argument(help="A notebook's name, as 00_quickstart, or its file.")],
+) -> None:
+    """Show a notebook's parameters: name, type, default, meaning."""
+    from . import paths
+    from .params import nearest, read_parameters
+
+    file = Path(notebook) if notebook.endswith(".ipynb") else paths.root() / "notebooks" / f"{notebook}.ipynb"
+    if not file.is_file():
+        names = sorted(path.stem for path in (paths.root() / "notebooks").glob("*.ipynb"))
+        raise ValueError(f"unknown notebook {notebook!r}{nearest(notebook, names)}; there are: {', '.join(names) or 'none'}")
+    for parameter in read_parameters(file).values():
+        typer.echo(f"{parameter.name}: {parameter.annotation} = {parameter.default!r}  # {parameter.meaning}")
+
+
+@app.command()
+def redraw() -> None:
+    """Draw every figure of every run again from its saved tables alone, and build the gallery."""
+    from . import paths, plots
+
+    plots.redraw(paths.root())
+    typer.echo(f"Gallery: {_gallery(paths.root())}")
+
+
+@app.command()
+def gallery() -> None:
+    """Build figures/index.html from what the runs left: a page that opens from disk."""
+    from . import paths
+
+    typer.echo(f"Gallery: {_gallery(paths.root())}")
+
+
+@app.command()
+def lab(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models to train, and what they are trained from. None: all.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only these seeds (repeat the option). None: those of the recipe.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder for the weights. Empty: data/lab.")] = "",
+) -> None:
+    """Train the lab's models from nothing; goes on where it was stopped, uses a GPU when there is one."""
+    from . import lab as zoo
+    from . import paths
+
+    zoo.build(models or None, seeds=seed or None, out=Path(out) if out else paths.lab_folder())
+
+
+def _gallery(root: Path) -> Path:
+    """Build the gallery; where it is."""
+    from .gallery import build
+
+    build(root)
+    return root / "figures" / "index.html"
+
+
+if __name__ == "__main__":
+    sys.exit(app())
