@@ -1,6 +1,6 @@
 """The house's own checks: lock and environment.yaml say the same, notebooks and twins are in sync, a GPU is not left unused.
 
-`python tests/house.py lock` freezes the present environment into both files, `... check` is part of `make check`, `... gpu` warns.
+`python tests/house.py lock` writes both from the present environment, `... check` is part of `make check`, `... gpu` warns.
 Knows files and tools, nothing of vision-language models.
 """
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_PINNED = {"pip", "setuptools", "wheel", "spatialprobes"}
 LOCK_HEAD = """\
 # Every package this was built and tested with. Written by `make lock`; `make install` installs it.
-# No local version (+cpu, +cu130) and no hash: the same file serves a CPU and a CUDA build of torch; `make help` says how to choose.
+# No local version (+cpu, +cu130), no hash: one file serves CPU and CUDA builds of torch; `make help` says how to choose.
 """
 ENVIRONMENT_HEAD = """\
 # The same pins as requirements.lock, for conda and mamba: `conda env create -f environment.yaml && conda activate spatialprobes`,
@@ -99,7 +99,7 @@ def gpu_left_unused() -> str | None:
         return None
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     return (
-        f"WARNING: this machine has an NVIDIA GPU, but torch {torch.__version__} ({build}) can't use it: all will run on the CPU. "
+        f"WARNING: this machine has an NVIDIA GPU, but torch {torch.__version__} ({build}) can't use it: all runs on the CPU. "
         "`make help` says how to install a CUDA build."
     )
 

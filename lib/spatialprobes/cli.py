@@ -4,12 +4,10 @@ Each command imports what it needs when it is called, so that help is quick and 
 user's is one clear line and exit status 2 (`--debug` shows where it came from); a run that fails gives 1. Knows no models.
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -17,14 +15,15 @@ from typer.core import TyperGroup
 class OneLineErrors(TyperGroup):
     """Shows whatever goes wrong in a command as one line and exits with 2; with `--debug`, as Python does."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
         except Exception as error:
-            if ctx.params.get("debug"):
+            ours = not (
+                isinstance(error, typer.Abort) or hasattr(error, "exit_code")
+            )  # the others are typer's own and say enough
+            if ctx.params.get("debug") or not ours:
                 raise
             name = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
             typer.echo(f"spatialprobes: {name}{error}", err=True)
@@ -42,12 +41,15 @@ app = typer.Typer(
 )
 
 Suite = Annotated[str, typer.Option(help="Which runs: lab (minutes on a laptop, no download) or full (real checkpoints).")]
-Only = Annotated[str, typer.Option(metavar="GLOB", help="Only runs whose names match, and what they need: 'swap-*'. Empty: all.")]
+Only = Annotated[
+    str, typer.Option(help="Only runs whose names match this glob, as 'swap-*', and what they need.", show_default="all")
+]
+OFF = {"show_default": "off"}
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from, with a traceback.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from, with a traceback.", **OFF)] = False,
 ) -> None:
     """Options for all commands stand before the command's name."""
 
@@ -58,7 +60,7 @@ def figures(
     only: Only = "",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the processor's threads are divided among them.")] = 1,
     profile: Annotated[str, typer.Option(help="Where to run: a folder of profiles/, local or slurm.")] = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due and why, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due and why, and do nothing.", **OFF)] = False,
     keep_going: Annotated[bool, typer.Option(help="When a run fails, still do those that don't need it.")] = True,
 ) -> None:
     """Execute the runs that are due and build the gallery, figures/index.html."""
@@ -95,8 +97,8 @@ def figures(
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="A run of papermill_runs.yaml.")],
-    expect: Annotated[str, typer.Option(metavar="HASH", help="Refuse to run if the run's hash is another. Empty: any.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also if its results are complete.")] = False,
+    expect: Annotated[str, typer.Option(help="Refuse to run if the run's hash is another.", show_default="any")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also if its results are complete.", **OFF)] = False,
 ) -> None:
     """Execute one run; what it needs must be complete."""
     from .execute import RunFailed, execute
@@ -115,7 +117,7 @@ def run(
 
 @app.command()
 def runs(
-    suite: Annotated[str, typer.Option(help="Only this suite: lab or full. Empty: both.")] = "",
+    suite: Annotated[str, typer.Option(help="Only this suite: lab or full.", show_default="both")] = "",
 ) -> None:
     """Check papermill_runs.yaml and list the runs: name, suite, notebook, where it stands and why."""
     from . import paths
@@ -167,12 +169,10 @@ def gallery() -> None:
 @app.command()
 def lab(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models to train, and what they are trained from. None: all.")
+        list[str] | None, typer.Argument(help="Models to train, and what they are trained from.", show_default="all")
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Only these seeds (repeat the option). None: those of the recipe.")
-    ] = None,
-    out: Annotated[str, typer.Option(help="Folder for the weights. Empty: data/lab.")] = "",
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed (may be repeated).", show_default="the recipe's")] = None,
+    out: Annotated[str, typer.Option(help="Folder for the weights.", show_default="data/lab")] = "",
 ) -> None:
     """Train the lab's models from nothing; goes on where it was stopped, uses a GPU when there is one."""
     from . import lab as zoo
@@ -187,7 +187,3 @@ def _gallery(root: Path) -> Path:
 
     build(root)
     return root / "figures" / "index.html"
-
-
-if __name__ == "__main__":
-    sys.exit(app())
