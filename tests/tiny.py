@@ -14,8 +14,8 @@ from spatialprobes.examples import Example
 
 SYSTEM = "look at the picture and answer"
 WORDS = (
-    "<pad> <s> </s> <unk> <image> user: assistant: what color is the red green blue circle square cross left right above under of or "
-    "in picture ? . , not yes no a an and where shape look at answer to top"
+    "<pad> <s> </s> <unk> <image> user: assistant: what color is the red green blue circle square cross left right above under "
+    "of or in picture ? . , not yes no a an and where shape look at answer to top"
 ).split()
 TEMPLATE = """\
 {%- macro words(content) -%}

@@ -1,8 +1,8 @@
 """Writing into a model while it runs: `with intervene(vlm, permute=...)`.
 
 Acts on the image features in raster order, just before they enter the language model, so it holds in a forward, in a plain
-`vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. Positions are not moved: a permuted patch gets
-the position of the place it comes to. Knows no probe; how features are reached is the family's business.
+`vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. Positions are not moved: a permuted patch
+gets the position of the place it comes to. Knows no probe; how features are reached is the family's business.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def intervene(vlm: VLM, permute: Permutations | None = None) -> Iterator[None]:
     permute: one permutation for every picture; or one per row of the batch ([image, token]); or a mapping from `Example.cluster`
     (the id where it has none) to the permutation of its picture, which also holds where examples are sorted and batched anew, as
     in `answers`. Nested interventions act in the order in which they were opened.
-    Raises ValueError for what is no permutation, and, once the model runs, for a length other than the picture's number of tokens,
-    for a number of rows other than the batch's, and for a picture without one.
+    Raises ValueError for what is no permutation, and, once the model runs, for a length other than the picture's number of
+    tokens, for a number of rows other than the batch's, and for a picture without one.
     """
     if permute is None:
         raise ValueError("intervene was given nothing to do; permute=<permutation>")
@@ -90,7 +90,7 @@ def _for_pictures(permutations: Tensor | dict[str, Tensor], vlm: VLM, count: int
     if isinstance(permutations, dict):
         if vlm.batch is None:
             raise ValueError(
-                "a permutation by cluster needs to know the batch: run it by vlm.forward, vlm.generate or `with vlm.running(batch)`"
+                "a permutation by cluster needs the batch: run by vlm.forward, vlm.generate or `with vlm.running(batch)`"
             )
         clusters = [example.cluster or example.id for example in vlm.batch.examples]
         if lacking := sorted(set(clusters) - set(permutations)):
@@ -106,6 +106,6 @@ def _for_pictures(permutations: Tensor | dict[str, Tensor], vlm: VLM, count: int
 def _permuted(tokens: Float[Tensor, "token width"], permutation: Tensor) -> Float[Tensor, "token width"]:
     if len(permutation) != len(tokens):
         raise ValueError(
-            f"the permutation has {len(permutation)} entries, the picture has {len(tokens)} vision tokens: expected n = {len(tokens)}"
+            f"the permutation has {len(permutation)} entries, expected n = {len(tokens)}, the picture's vision tokens"
         )
     return tokens[permutation.to(tokens.device)]

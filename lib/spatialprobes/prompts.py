@@ -1,7 +1,7 @@
 """A question as the model's own chat template writes it, and where each part of it stands in the text.
 
-Knows text alone: tokens are found later from character offsets (`spans.py`). The picture always comes before the question, so that
-prompts about one picture share everything up to and including it.
+Knows text alone: tokens are found later from character offsets (`spans.py`). The picture always comes before the question, so
+that prompts about one picture share everything up to and including it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
 
     system: "default" for the template's own (`default`), None or "" for no system prompt, else the words of one.
     answers: close with the example's answer (teacher forcing) instead of with the call for one.
-    Raises PromptError for an empty question, a question that holds the image placeholder, a missing answer, and a system prompt that
+    Raises PromptError for an empty question, one that holds the image placeholder, a missing answer, and a system prompt that
     the template does not write.
     """
     question = (example.question or "").strip()

@@ -27,17 +27,19 @@ def find_spans(
     example: str,
     prompt: Prompt,
     offsets: list[tuple[int, int]],
+    has_bos: bool,
     before: int,
     picture: list[bool],
     start: int,
-    has_bos: bool,
+    length: int,
     grid: tuple[int, int] | None,
     frame: Frame,
 ) -> Spans:
     """Spans of one prompt.
 
-    offsets: characters of each token of the text before the placeholder was expanded. before: tokens that precede the placeholder.
-    picture: for each token that replaced the placeholder, whether it is a vision token. start: tokens of padding on the left.
+    offsets: characters of each token of the text before the placeholder was expanded. has_bos: the first of them is bos.
+    before: how many precede the placeholder. picture: for each token in its place, whether it is a vision token.
+    start: tokens of padding on the left. length: tokens of the row.
     """
     n = len(picture)
     places = [start + i if i < before else start + i + n - 1 for i in range(len(offsets))]
@@ -52,15 +54,18 @@ def find_spans(
         parts["bos" if i == 0 and has_bos else part].append(place)
     tokens = [(place, offset) for i, (place, offset) in enumerate(zip(places, offsets, strict=True)) if i != before]
     index = {part: torch.tensor(sorted(found), dtype=torch.long) for part, found in parts.items()}
-    return Spans(example, **index, grid=grid, frame=frame, start=start, text=prompt.text, ranges=ranges, tokens=tokens)
+    return Spans(
+        example, **index, grid=grid, frame=frame, start=start, length=length, text=prompt.text, ranges=ranges, tokens=tokens
+    )
 
 
 @dataclass(frozen=True)
 class Spans:
     """Token indices of one example in its batch, each part a sorted LongTensor (empty where absent).
 
-    example: its id. grid: (rows, columns) of `vision` in raster order, None where vision tokens have no grid. frame: the map from
-    fractions of the picture to fractions of what the model sees. start: the first token that is not padding. text: the prompt.
+    example: its id. grid: (rows, columns) of `vision` in raster order, None where vision tokens have no grid. frame: the map
+    from fractions of the picture to fractions of what the model sees. start: the first token that is not padding.
+    length: tokens of the row, padding included. text: the prompt before the picture's placeholder was expanded.
     """
 
     example: str
@@ -73,6 +78,7 @@ class Spans:
     grid: tuple[int, int] | None
     frame: Frame
     start: int
+    length: int
     text: str
     ranges: dict[str, tuple[int, int]] = field(repr=False)
     tokens: list[tuple[int, tuple[int, int]]] = field(repr=False)
@@ -103,7 +109,7 @@ class Spans:
         return torch.tensor([place for place, offset in self.tokens if _overlap(offset, span)], dtype=torch.long)
 
     def cell(self, x: float, y: float) -> tuple[int, int] | None:
-        """(row, column) of the grid cell that shows this point of the picture (fractions, y down); None where it was cropped away.
+        """(row, column) of the grid cell that shows this point of the picture (fractions, y down); None where it was cropped.
 
         Raises ValueError where the vision tokens have no grid.
         """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spatialprobes import loading
 from spatialprobes.examples import Example
-from spatialprobes.families import Family, Frame, ImageFit, Pictures, check_fit, fit_picture
+from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
 from spatialprobes.images import open_image
 from spatialprobes.loading import ModelError
 from spatialprobes.prompts import Prompt, PromptError, default_system, render
@@ -70,6 +70,7 @@ class VLM:
         self.image_fit = image_fit
         self.quantize = quantize
         self.batch: Batch | None = None  # the batch that is being run, for hooks that need its spans
+        self.whole_prompts = 0  # open captures that read whole prompts, so that prefixes must not be run apart
         self.by_row_interventions = 0  # open ones that hold for the rows of one batch, in its order
 
     @classmethod
@@ -86,7 +87,8 @@ class VLM:
         """Load a model in evaluation mode, frozen, with SDPA attention.
 
         name_or_path: a lab name ("lab-llava"), a folder, `<org>/<name>` under the folder SPATIALPROBES_WEIGHTS, or a hub id.
-        revision: of a hub id. dtype: "auto" (the checkpoint's own; float16 becomes float32 on a CPU), "float32", "float16", "bfloat16".
+        revision: of a hub id.
+        dtype: "auto" (the checkpoint's own, but float32 for float16 on a CPU), "float32", "float16" or "bfloat16".
         device: "auto", "cpu", "cuda", "cuda:1". quantize: None, "8bit" or "4bit" (language model only).
         image_fit: what is done to a picture before the processor: "native" nothing, "pad", "crop" or "squash" to a square.
         An empty string stands for None, as in notebook parameters.
@@ -208,7 +210,7 @@ class VLM:
                     f"example {example.id!r}: its prompt has {len(row)} tokens, the model has {self.max_tokens} positions"
                 )
             rows.append(row)
-            layouts.append((offsets, before, [token == image_id for token in expansion], ids[0] == self.tokenizer.bos_token_id))
+            layouts.append((offsets, ids[0] == self.tokenizer.bos_token_id, before, [token == image_id for token in expansion]))
         length = max(map(len, rows))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         inputs = {
@@ -218,7 +220,7 @@ class VLM:
         inputs = self.to_device(self.family.complete(self.model, inputs))
         spans = [
             find_spans(
-                example.id, prompt, *layout[:3], length - len(row), layout[3], pictures.grids[shown], pictures.frames[shown]
+                example.id, prompt, *layout, length - len(row), length, grid=pictures.grids[shown], frame=pictures.frames[shown]
             )
             for example, prompt, layout, row, shown in zip(examples, prompts, layouts, rows, which, strict=True)
         ]
@@ -260,18 +262,17 @@ class VLM:
     ) -> Int[Tensor, "example new_token"]:
         """Ids of the new tokens alone, padded after the end of each answer; greedy at temperature 0, else sampled with `seed`.
 
-        batch: an encoded batch, or examples to encode with the default system prompt. options (`streamer`, `past_key_values`, ...)
-        go to transformers' generate. Raises PromptError where prompt and new tokens exceed the model's positions.
+        batch: an encoded batch, or examples to encode with the default system prompt. options (`streamer`, `past_key_values`,
+        ...) go to transformers' generate. Raises PromptError where prompt and new tokens exceed the model's positions.
         """
         if not isinstance(batch, Batch):
             batch = self.encode(batch)
         length = batch.input_ids.shape[1]
-        longest = int(batch.attention_mask.sum(-1).argmax())
-        if int(batch.attention_mask[longest].sum()) + max_new_tokens > self.max_tokens:
-            raise PromptError(
-                f"example {batch.ids[longest]!r}: {int(batch.attention_mask[longest].sum())} prompt tokens and {max_new_tokens} new ones "
-                f"exceed the model's {self.max_tokens} positions"
-            )
+        lengths = batch.attention_mask.sum(-1).tolist()
+        if (longest := max(lengths)) + max_new_tokens > self.max_tokens:
+            name = batch.ids[lengths.index(longest)]
+            asked = f"{longest} prompt tokens and {max_new_tokens} new ones"
+            raise PromptError(f"example {name!r}: {asked} exceed the model's {self.max_tokens} positions")
         choice = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": None}
         choice |= {"top_p": None, "top_k": None, "pad_token_id": self._pad, "eos_token_id": self._ends}
         devices = [self.device] if self.device.type == "cuda" else []
@@ -284,11 +285,19 @@ class VLM:
         """Words of generated tokens, without special ones."""
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
+    def answer_length(self, tokens: Int[Tensor, " new_token"]) -> int:
+        """Tokens of one generated row up to its end, the end included."""
+        ends = torch.isin(tokens, torch.tensor(self._ends, device=tokens.device)).nonzero()
+        return int(ends[0]) + 1 if len(ends) else len(tokens)
+
     # What enters the language model
 
     @torch.inference_mode()
     def vision_features(self, examples: Sequence[Example], batch_size: int = 64) -> list[Float[Tensor, "token width"]]:
-        """What enters the language model for each example's picture, in raster order, interventions included. No question is needed."""
+        """What enters the language model for each example's picture, in raster order, interventions included.
+
+        Needs no question.
+        """
         features: list[Tensor] = []
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]

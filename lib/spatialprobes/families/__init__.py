@@ -1,4 +1,4 @@
-"""Where things are in each family of models. The only place that knows models: a new family is one module here and one line below."""
+"""Where things are in each family of models. The only place that knows models: a new one is a module here and a line below."""
 
 from __future__ import annotations
 

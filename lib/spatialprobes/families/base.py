@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Family:
     connector = "model.multi_modal_projector"
     layers = "model.language_model.layers"
     final_norm = "model.language_model.norm"
-    parts = {"text": "text_config", "vision": "vision_config"}  # where the attention implementation of each part is set
+    parts: ClassVar = {"text": "text_config", "vision": "vision_config"}  # where the attention implementation of each part is set
     image_owner = "model"  # the module whose get_image_features feeds forward and generate
     quantise_skip = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
     shares_prefix = True  # a key-value cache of the picture can be repeated for several questions

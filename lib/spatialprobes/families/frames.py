@@ -48,9 +48,9 @@ def fit_picture(
 
 @dataclass(frozen=True)
 class Frame:
-    """Affine map, per axis (x, y), from fractions of the picture to fractions of the model's input: seen = scale * picture + shift.
+    """Affine map, per axis (x, y), from fractions of the picture to fractions of the model's input.
 
-    Points that map outside [0, 1] were cropped away.
+    seen = scale * picture + shift. Points that map outside [0, 1] were cropped away.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)

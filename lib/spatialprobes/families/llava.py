@@ -22,10 +22,10 @@ class Llava(Family):
         return size["height"] if size["height"] == size["width"] else None
 
     def frame(self, processor: Any, width: int, height: int) -> Frame:
-        """CLIP's own: the shorter side is resized to `size`, then the centre is cropped, so that a wide picture loses its ends."""
+        """CLIP's own: the shorter side is resized to `size`, then the centre is cropped; a wide picture loses its ends."""
         images = processor.image_processor
         short = images.size.get("shortest_edge") if images.do_resize else None
-        if images.do_resize and short is None or not images.do_center_crop:
+        if (images.do_resize and short is None) or not images.do_center_crop:
             return Frame()
         if short is not None:
             resized_width = short if width <= height else int(short * width / height)

@@ -1,0 +1,214 @@
+"""Ask a model about examples: generate answers, or score the choices, in batches; read off what was answered.
+
+Knows no family and no grading beyond "the expected choice": what a benchmark counts is in `grading.py`. Results do not depend on
+the batching but for the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from spatialprobes.examples import Example
+from spatialprobes.parsing import parse, plain
+from spatialprobes.prefix import prefill, shared_pictures
+from spatialprobes.vlm import VLM, Batch, PromptError
+
+__all__ = ["answer", "generate", "parse", "score"]
+
+PrefixCache = bool | Literal["auto"]
+FEWEST_SHARING = 2.0  # questions per picture from which the prefix cache is worth its copies
+BARS_FROM = 20  # batches from which a bar of progress is shown
+
+
+def answer(
+    vlm: VLM,
+    examples: Sequence[Example],
+    by: Literal["generate", "score"] = "generate",
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 64,
+    prefix_cache: PrefixCache = "auto",
+    system: str | None = "default",
+) -> pd.DataFrame:
+    """One row per example, in their order: [id, group, category, cluster, expected, answer, correct, parsed, text].
+
+    by: "generate" reads the answer from greedy text (`parse`; without choices the text itself is the answer); "score" takes the
+    choice with the highest mean log-probability per token. answer is None where the text could not be parsed; that counts as not
+    correct. `attrs` holds "unparsed", the share of such rows, and "by".
+    Raises PromptError naming an example that cannot be asked, ValueError for an unknown `by`.
+    """
+    options = {"batch_size": batch_size, "prefix_cache": prefix_cache, "system": system}
+    if by == "generate":
+        texts = generate(vlm, examples, max_new_tokens, **options)["text"].tolist()
+        given = [
+            parse(text, one.choices) if one.choices else plain(text) or None for one, text in zip(examples, texts, strict=True)
+        ]
+    elif by == "score":
+        scores = score(vlm, examples, **options)
+        best = scores.loc[scores.groupby("id", sort=False)["normalised"].idxmax()].set_index("id")["choice"]
+        given = texts = [best[example.id] for example in examples]
+    else:
+        raise ValueError(f"by={by!r} is unknown; 'generate' or 'score'")
+    rows = [
+        {
+            "id": one.id,
+            "group": one.group,
+            "category": one.category,
+            "cluster": one.cluster,
+            "expected": one.answer,
+            "answer": found,
+            "correct": found is not None and one.answer is not None and plain(found) == plain(one.answer),
+            "parsed": found is not None,
+            "text": text,
+        }
+        for one, found, text in zip(examples, given, texts, strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(unparsed=float(1 - frame["parsed"].mean()), by=by)
+    return frame
+
+
+def generate(
+    vlm: VLM,
+    examples: Sequence[Example],
+    max_new_tokens: int = 8,
+    batch_size: int = 64,
+    prefix_cache: PrefixCache = "auto",
+    *,
+    system: str | None = "default",
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Generated answers, in the order of the examples: [id, text, tokens]; tokens is the number of new ones, the end included.
+
+    prefix_cache: run what questions about one picture share only once; "auto" where a picture has at least two questions.
+    Greedy at temperature 0; sampled texts depend on `seed` and on batch_size.
+    Raises PromptError naming an example with an empty question or with too long a prompt.
+    """
+    _check(vlm, examples)
+    share = _shares(vlm, examples, prefix_cache)
+    texts: dict[str, tuple[str, int]] = {}
+    for chunk in _chunks(examples, batch_size, share):
+        if share:
+            batch, cache, _ = prefill(vlm, chunk, system)
+            options = {"past_key_values": cache}
+        else:
+            batch, options = vlm.encode(chunk, system), {}
+        tokens = vlm.generate(batch, max_new_tokens, temperature, seed, **options)
+        for example, text, row in zip(chunk, vlm.decode(tokens), tokens, strict=True):
+            texts[example.id] = (text, vlm.answer_length(row))
+    return pd.DataFrame([{"id": one.id, "text": texts[one.id][0], "tokens": texts[one.id][1]} for one in examples])
+
+
+@torch.inference_mode()
+def score(
+    vlm: VLM,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    prefix_cache: PrefixCache = "auto",
+    *,
+    system: str | None = "default",
+) -> pd.DataFrame:
+    """Log-probability of every choice by teacher forcing: [id, choice, logprob, tokens, normalised].
+
+    logprob: natural logarithm, summed over the tokens of the choice (the end of the turn is not counted); tokens: how many;
+    normalised: logprob / tokens. Rows follow the examples and, within one, its choices.
+    Raises PromptError naming an example that cannot be asked or has no choices.
+    """
+    _check(vlm, examples)
+    for example in examples:
+        if not example.choices:
+            raise PromptError(f"example {example.id!r} has no choices to score")
+    asked = [replace(one, id=f"{i} {j}", answer=choice) for i, one in enumerate(examples) for j, choice in enumerate(one.choices)]
+    share = _shares(vlm, asked, prefix_cache)
+    found: dict[str, tuple[float, int]] = {}
+    for chunk in _chunks(asked, batch_size, share):
+        found.update(zip((one.id for one in chunk), _answer_logprobs(vlm, chunk, share, system), strict=True))
+    rows = []
+    for i, example in enumerate(examples):
+        for j, choice in enumerate(example.choices):
+            logprob, n = found[f"{i} {j}"]
+            rows.append({"id": example.id, "choice": choice, "logprob": logprob, "tokens": n, "normalised": logprob / n})
+    return pd.DataFrame(rows)
+
+
+def _answer_logprobs(vlm: VLM, chunk: list[Example], share: bool, system: str | None) -> list[tuple[float, int]]:
+    """Summed log-probability of each example's answer, and its number of tokens."""
+    if share:
+        batch, cache, held = prefill(vlm, chunk, system, answers=True)
+        options = {"past_key_values": cache, "use_cache": True}
+    else:
+        batch, held, options = vlm.encode(chunk, system, answers=True), 0, {}
+    length = batch.input_ids.shape[1]
+    answers = [spans.answer + length - spans.length for spans in batch.spans]
+    keep = length + 1 - min(int(index.min()) for index in answers)
+    logits = vlm.forward(_from(batch, held), logits_to_keep=keep, **options).logits
+    first = length - logits.shape[1]
+    scores = []
+    for row, index in enumerate(answers):
+        logprobs = logits[row, index.to(logits.device) - 1 - first].float().log_softmax(-1)
+        tokens = batch.input_ids[row, index.to(logits.device)]
+        scores.append((float(logprobs.gather(-1, tokens[:, None]).sum()), len(index)))
+    return scores
+
+
+def _from(batch: Batch, held: int) -> Batch:
+    """The batch without the tokens that a cache holds; the mask still covers all."""
+    if not held:
+        return batch
+    inputs = dict(batch.inputs)
+    for name, value in inputs.items():
+        if name != "attention_mask":
+            inputs[name] = value[..., held:]
+    return replace(batch, inputs=inputs)
+
+
+def _check(vlm: VLM, examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ValueError("no examples were given")
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise ValueError(f"two examples have the id {example.id!r}; ids must be unique")
+        seen.add(example.id)
+    if vlm.by_row_interventions:
+        raise ValueError(
+            "answers batches and sorts examples: give one permutation, or a mapping from cluster to permutation, not one per row"
+        )
+
+
+def _shares(vlm: VLM, examples: Sequence[Example], prefix_cache: PrefixCache) -> bool:
+    if prefix_cache not in (True, False, "auto"):
+        raise ValueError(f"prefix_cache={prefix_cache!r} is unknown; True, False or 'auto'")
+    possible = vlm.family.shares_prefix and not vlm.whole_prompts
+    if prefix_cache is True and not possible:
+        why = (
+            "a capture is open that reads whole prompts"
+            if vlm.whole_prompts
+            else f"{vlm.family.model_type} cannot repeat its cache"
+        )
+        raise ValueError(f"prefix_cache=True: {why}")
+    clusters = {example.cluster or example.id for example in examples}
+    return possible and (prefix_cache is True or (prefix_cache == "auto" and len(examples) >= FEWEST_SHARING * len(clusters)))
+
+
+def _chunks(examples: Sequence[Example], batch_size: int, share: bool) -> Iterator[list[Example]]:
+    """Batches of similar length, or, where pictures are shared, of whole clusters."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    ordered = list(examples)
+    if share:
+        order = {cluster: i for i, cluster in enumerate(dict.fromkeys(example.cluster or example.id for example in examples))}
+        ordered.sort(key=lambda example: order[example.cluster or example.id])
+    else:
+        ordered.sort(key=lambda example: len(example.question or "") + len(example.answer or ""), reverse=True)
+    starts = range(0, len(ordered), batch_size)
+    for start in tqdm(starts, desc="answers", unit="batch", leave=False, disable=len(starts) < BARS_FROM):
+        chunk = ordered[start : start + batch_size]
+        yield shared_pictures(chunk) if share else chunk

@@ -1,0 +1,57 @@
+"""From free text to one of a question's choices, or to "could not tell".
+
+Knows words alone. What is not clearly one choice is left unparsed and counted, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+NEGATIONS = r"\b(?:not|never|no|neither|nor|without|cannot|\w+n['’]t)\b"
+CLAUSE_ENDS = r"[.;:!?,\n]|\b(?:but|not|instead|rather)\b"
+
+
+def parse(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that the text gives, or None.
+
+    Choices are matched as whole words, without regard to case, hyphens and white space counting alike, the longest at each place.
+    The earliest wins, unless another one follows in its clause ("left or right"); a choice after a negation in its clause ("not
+    left") is none. Clauses end at punctuation, "but", "not", "instead" and "rather".
+    Raises ValueError where there are no choices.
+    """
+    if not choices:
+        raise ValueError("parse needs at least one choice")
+    found = [match for match in _matches(text, choices) if not _negated(text, match)]
+    if not found:
+        return None
+    first = found[0]
+    for other in found[1:]:
+        if other[2] != first[2]:
+            between = text[first[1] : other[0]]
+            return first[2] if re.search(CLAUSE_ENDS, between, re.IGNORECASE) else None
+    return first[2]
+
+
+def plain(text: str) -> str:
+    """Lower case, single spaces, no outer punctuation: for answers that have no choices."""
+    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
+
+
+def _matches(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(start, end, choice) in order; where choices overlap, the longest from the earliest start."""
+    found = []
+    for choice in choices:
+        words = re.split(r"[\s-]+", choice.strip())
+        pattern = r"(?<![\w])" + r"[\s-]+".join(map(re.escape, words)) + r"(?![\w])"
+        found += [(match.start(), match.end(), choice) for match in re.finditer(pattern, text, re.IGNORECASE)]
+    kept: list[tuple[int, int, str]] = []
+    for match in sorted(found, key=lambda match: (match[0], -match[1])):
+        if not kept or match[0] >= kept[-1][1]:
+            kept.append(match)
+    return kept
+
+
+def _negated(text: str, match: tuple[int, int, str]) -> bool:
+    clause = re.split(r"[.;:!?,\n]|\bbut\b", text[: match[0]], flags=re.IGNORECASE)[-1]
+    return re.search(NEGATIONS, clause, re.IGNORECASE) is not None

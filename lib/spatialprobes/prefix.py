@@ -1,0 +1,78 @@
+"""Questions about one picture share the keys and values of everything up to and including it.
+
+The prefix (system prompt and picture) of each distinct picture is run once, its cache repeated for its questions, and only the
+rest of each prompt is run. Results equal those of whole prompts but for the order of floating-point sums. Knows batches and
+caches; what is asked is the business of `answers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from spatialprobes.examples import Example
+from spatialprobes.images import open_image
+from spatialprobes.vlm import VLM, Batch
+
+
+def shared_pictures(examples: Sequence[Example]) -> list[Example]:
+    """The same examples, those of one cluster with pixel-equal pictures showing one and the same picture object."""
+    opened: dict[str, list[Image.Image]] = {}
+    by_source: dict[Any, Image.Image] = {}
+    found = []
+    for example in examples:
+        source = example.image if isinstance(example.image, str) or hasattr(example.image, "__fspath__") else id(example.image)
+        if (source, example.cluster) not in by_source:
+            picture = open_image(example.image)
+            known = opened.setdefault(example.cluster, [])
+            same = next((one for one in known if one.size == picture.size and one.tobytes() == picture.tobytes()), None)
+            if same is None:
+                known.append(picture)
+            by_source[source, example.cluster] = picture if same is None else same
+        found.append(replace(example, image=by_source[source, example.cluster]))
+    return found
+
+
+@torch.inference_mode()
+def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, answers: bool = False) -> tuple[Batch, DynamicCache, int]:
+    """Run the prefixes of these prompts once per distinct picture.
+
+    Returns the batch of whole prompts, prefix and rest each left-padded (so there may be padding between them), without the
+    picture tensors, its spans those of the prompts before they were cut; the cache of the prefixes, one row per prompt; and the
+    number of tokens that it holds.
+    """
+    pictures, which = vlm.pictures(examples)
+    whole = vlm.assemble(examples, pictures, which, system, answers)
+    ends = [int(spans.vision.max()) + 1 for spans in whole.spans]
+    starts = [spans.start for spans in whole.spans]
+    first = [which.index(picture) for picture in range(len(pictures.tokens))]
+    prefix = _cut(whole, [(row, starts[row], ends[row]) for row in first])
+    rest = _cut(whole, [(row, end, whole.input_ids.shape[1]) for row, end in enumerate(ends)])
+
+    shown = [whole.examples[row] for row in first]
+    inputs = {**prefix, **vlm.to_device(pictures.inputs)}
+    cache = DynamicCache(config=vlm.model.config)
+    with vlm.running(Batch(inputs, [], shown, list(range(len(first))))):
+        vlm.family.forward(vlm.model, inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    index = torch.tensor(which, device=vlm.device)
+    cache.batch_select_indices(index)
+    joined = {name: torch.cat([value.index_select(value.ndim - 2, index), rest[name]], dim=-1) for name, value in prefix.items()}
+    return Batch(joined, whole.spans, whole.examples, which), cache, prefix["input_ids"].shape[1]
+
+
+def _cut(batch: Batch, pieces: list[tuple[int, int, int]]) -> dict[str, Tensor]:
+    """Per-token inputs of these (row, start, end), left-padded anew; padding has mask, position and id 0."""
+    length = max(end - start for _, start, end in pieces)
+    cut = {}
+    for name, value in batch.inputs.items():
+        made = value.new_zeros(*value.shape[:-2], len(pieces), length)
+        for i, (row, start, end) in enumerate(pieces):
+            made[..., i, length - (end - start) :] = value[..., row, start:end]
+        cut[name] = made
+    return cut
