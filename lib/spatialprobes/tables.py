@@ -125,34 +125,44 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
     Raises FileNotFoundError naming the nearest tables that are there, ValueError when the file is no table of this library.
     """
-    path = Path(path)
-    if not path.is_file():
-        there = sorted(found.name for found in path.parent.glob("*.parquet"))
-        near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.4) or there[:5]
-        raise FileNotFoundError(f"no table {path}; there: {', '.join(near) or 'none'}")
+    path = _existing(path)
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
-    facts = (table.schema.metadata or {}).get(KEY)
-    if facts is None:
-        raise ValueError(f"{path} has no provenance: not written by save_table")
     frame = table.to_pandas()
-    frame.attrs = {"provenance": json.loads(facts)}
+    frame.attrs = {"provenance": _facts(table.schema, path)}
     return frame
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """The provenance of the table at `path`, without reading its rows. Raises ValueError when there is none."""
-    facts = (pq.read_schema(path).metadata or {}).get(KEY)
-    if facts is None:
-        raise ValueError(f"{path} has no provenance: not written by save_table")
-    return json.loads(facts)
+    """The provenance of the table at `path`, without reading its rows; raises as `read_table`."""
+    try:
+        schema = pq.read_schema(_existing(path))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+    return _facts(schema, path)
 
 
 def sidecar(path: str | Path) -> Path:
     """Where the volatile facts of the table at `path` stand: `accuracy.parquet` -> `accuracy.json`."""
     return Path(path).with_suffix(".json")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(found.name for found in path.parent.glob("*.parquet"))
+        near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.4) or there[:5]
+        raise FileNotFoundError(f"no table {path}; there: {', '.join(near) or 'none'}")
+    return path
+
+
+def _facts(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
+    facts = (schema.metadata or {}).get(KEY)
+    if facts is None:
+        raise ValueError(f"{path} has no provenance: not written by save_table")
+    return json.loads(facts)
 
 
 def _plain(value: Any) -> Any:
