@@ -83,12 +83,21 @@ class Family:
         """What the layer would have returned with these hidden states."""
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def connector_norm(self, model: nn.Module) -> nn.Module:
-        """The norm between the tower's residual stream and the connector's own weights, for connector="post_norm"."""
+    def decoder_call(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, int, int]:
+        """Of a call of the decoder: examples, new tokens, and tokens that its cache already holds."""
+        entering = kwargs.get("inputs_embeds") if kwargs.get("inputs_embeds") is not None else kwargs.get("input_ids")
+        cache = kwargs.get("past_key_values")
+        return entering.shape[0], entering.shape[1], int(cache.get_seq_length()) if cache is not None else 0
+
+    def connector_reading(self, model: nn.Module, site: str) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+        """The module to hook for the connector's input at a site, and what to take of the module's (input, output).
+
+        site: "pre_norm" or "post_norm"; the norm meant is the one between the tower's residual stream and the connector's first weights.
+        """
         raise NotImplementedError
 
     def connector_tokens(self, model: nn.Module, tokens: Tensor, inputs: dict[str, Tensor]) -> list[Float[Tensor, "token width"]]:
-        """What a hook on the connector sees, as one raster-ordered tensor per picture."""
+        """What a hook on the connector sees, as one raster-ordered tensor per picture; inputs: the batch's, empty if unknown."""
         return list(tokens)
 
     # Attention

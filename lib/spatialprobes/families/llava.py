@@ -5,6 +5,7 @@ Knows nothing of prompts; positions are plain counts, vision tokens are in raste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,11 @@ class Llava(Family):
         rows, columns = height // patch, width // patch
         return (rows, columns) if rows * columns == n else None
 
-    def connector_norm(self, model: nn.Module) -> nn.Module:
-        """CLIP's post-layernorm; the checkpoint itself applies it to the class token alone, never to what the connector reads."""
-        return model.get_submodule(self.tower).post_layernorm
+    def connector_reading(self, model: nn.Module, site: str) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+        """The residual stream, and for "post_norm" CLIP's post-layernorm of it, which the checkpoint itself applies to the class
+        token alone and never to what the connector reads.
+        """
+        norm = self.part(model, "tower").post_layernorm
+        return self.part(model, "connector"), (lambda entering, _: entering) if site == "pre_norm" else (
+            lambda entering, _: norm(entering)
+        )

@@ -1,0 +1,251 @@
+"""Reading a model while it runs: hidden states, attention rows, connector input and output, at chosen layers and tokens.
+
+Nothing full-size is kept: hooks slice positions before they copy, attention rows are computed from queries and keys beside
+SDPA. Logits do not change by a bit. Knows no family (`families/`) and writes nothing (`intervene.py`).
+
+Layers of hidden states: 0 is what enters the first block (the embeddings, vision features among them), i is the output of the
+i-th block, so the last, L, is BEFORE the final norm; "norm" is after it (what transformers calls hidden_states[L]). Layers of
+attention rows count blocks from 0, so rows of block i - 1 went into hidden state i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spatialprobes.rows import attention_rows as rows_of
+from spatialprobes.spans import PARTS, Spans
+from spatialprobes.vlm import VLM
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+VERSION = 1  # of what is captured; part of a store's fingerprint: raise it when values change
+At = "str | Int[Tensor, 'row'] | Int[Tensor, 'example row']"
+Layers = "Sequence[int | str] | Literal['all'] | int | str | None"
+
+
+@contextmanager
+def capture(
+    vlm: VLM,
+    hidden: Layers = None,
+    at: At = "last",
+    attention_rows: Layers = None,
+    tower_rows: Layers = None,
+    tower_at: Literal["all"] | Sequence[int] = "all",
+    connector: Literal["pre_norm", "post_norm"] | None = None,
+) -> Iterator[Captured]:
+    """While open, every run of the model leaves what was asked for in `got`; afterwards nothing stays hooked.
+
+    hidden: layers, "all" (0..L), or several with "norm" among them. attention_rows: blocks of the language model, or "all" (those
+    that have attention). at: the tokens of both: "last"; "word:<w>", every sub-token of a word of the question; "vision", "user"
+    or another part of the prompt; or token indices [row] or [example, row] in the padded batch (negative from its end).
+    tower_rows: blocks of the vision tower; tower_at: its rows, by index among its tokens (a class token is 0).
+    connector: its input and output; the input as the tower leaves it ("pre_norm"), or after the norm that stands before the
+    connector's weights ("post_norm").
+    `at` by word or part needs to know the batch: run by `vlm.forward` or `vlm.generate`. In generate, the prompt and every
+    decoded token are a step each (`got.steps`); later steps hold "last" alone. Tensors are on the CPU, in the model's dtype
+    (rows: float32).
+    Raises ValueError for a layer that is not there, and, once the model runs, KeyError for a word that is not in a question.
+    """
+    plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector)
+    got = Captured()
+    with ExitStack() as stack:
+        stack.callback(setattr, vlm, "whole_prompts", vlm.whole_prompts)
+        vlm.whole_prompts += 1
+        plan.attach(got, stack)
+        yield got
+
+
+@dataclass
+class Step:
+    """What one run of the model left.
+
+    positions: [example, row], token indices in the padded batch, -1 where an example has fewer rows (its values are NaN).
+    hidden: by layer, [example, row, width]. rows: by block, [example, head, row, key]. tower_rows: by block, [image, head, row,
+    key]. connector_input, connector_output: one [token, width] per picture, in raster order.
+    """
+
+    positions: Int[Tensor, "example row"] | None = None
+    hidden: dict[int | str, Float[Tensor, "example row width"]] = field(default_factory=dict)
+    rows: dict[int, Float[Tensor, "example head row key"]] = field(default_factory=dict)
+    tower_rows: dict[int, Float[Tensor, "image head row key"]] = field(default_factory=dict)
+    connector_input: list[Float[Tensor, "token width"]] = field(default_factory=list)
+    connector_output: list[Float[Tensor, "token width"]] = field(default_factory=list)
+
+
+@dataclass
+class Captured:
+    """steps: one per run of the language model, oldest first. The attributes of `Step` are those of the latest whole prompt."""
+
+    steps: list[Step] = field(default_factory=list)
+    prompt: Step | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in Step.__dataclass_fields__:
+            raise AttributeError(name)
+        if self.prompt is None:
+            raise AttributeError(f"{name}: nothing was captured yet; run the model inside the with block")
+        return getattr(self.prompt, name)
+
+
+class _Plan:
+    """What to read, checked against the model; `attach` puts the hooks on."""
+
+    def __init__(self, vlm: VLM, hidden: Layers, at: At, attention: Layers, tower: Layers, tower_at: Any, connector: str | None):
+        family, model = vlm.family, vlm.model
+        self.vlm, self.tower_at, self.connector = vlm, tower_at, connector
+        self.layers = family.part(model, "layers")
+        self.hidden = _chosen(hidden, range(len(self.layers) + 1), "hidden layer", extra=("norm",))
+        with_attention = [i for i, layer in enumerate(self.layers) if family.attention(layer) is not None]
+        self.attention = _chosen(attention, with_attention, "layer with attention")
+        self.tower_layers = family.part(model, "tower_layers") if tower is not None else []
+        self.tower = _chosen(tower, range(len(self.tower_layers)), "tower layer")
+        if connector not in (None, "pre_norm", "post_norm"):
+            raise ValueError(f"connector={connector!r} is unknown; 'pre_norm' or 'post_norm'")
+        if isinstance(at, str) and at not in ("last", *PARTS) and not at.startswith("word:"):
+            raise ValueError(f"at={at!r} is unknown; 'last', 'word:<w>', {', '.join(map(repr, PARTS))}, or token indices")
+        self.at = at if isinstance(at, str) else torch.as_tensor(at)
+        if not isinstance(at, str) and (self.at.ndim not in (1, 2) or self.at.is_floating_point()):
+            at = self.at
+            raise ValueError(f"at: token indices are whole numbers [row] or [example, row], not {at.dtype} {tuple(at.shape)}")
+        if not (self.hidden or self.attention or self.tower or connector):
+            raise ValueError("capture was given nothing to read: hidden, attention_rows, tower_rows or connector")
+
+    def attach(self, got: Captured, stack: ExitStack) -> None:
+        """Put the hooks on; the stack takes them off."""
+        family, model = self.vlm.family, self.vlm.model
+        run = _Run(self, got)
+
+        def hook(module: nn.Module, read: Callable[[Tensor, Any], None]) -> None:
+            def call(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+                read(args[0] if args else next(iter(kwargs.values())), output)
+
+            stack.callback(module.register_forward_hook(call, with_kwargs=True).remove)
+
+        decoder = family.decoder(model)
+        stack.callback(decoder.register_forward_pre_hook(run.start, with_kwargs=True).remove)
+        stack.callback(decoder.register_forward_hook(run.finish).remove)
+        for layer in self.hidden:
+            if layer == 0:
+                hook(self.layers[0], lambda entering, _: run.keep_hidden(0, entering))
+            elif layer == "norm":
+                hook(family.part(model, "final_norm"), lambda _, output: run.keep_hidden("norm", output))
+            else:
+                hook(self.layers[layer - 1], lambda _, output, layer=layer: run.keep_hidden(layer, family.hidden(output)))
+        if self.attention:
+            observers = {family.attention(self.layers[i]): partial(run.keep_rows, i) for i in self.attention}
+            stack.enter_context(family.observe_attention(model, "text", observers))
+        if self.tower:
+            observers = {family.attention(self.tower_layers[i]): partial(run.keep_tower_rows, i) for i in self.tower}
+            stack.enter_context(family.observe_attention(model, "vision", observers))
+        if self.connector:
+            module, take = family.connector_reading(model, self.connector)
+            hook(module, lambda entering, output: run.keep_connector("connector_input", take(entering, output)))
+            hook(family.part(model, "connector"), lambda _, output: run.keep_connector("connector_output", output))
+
+    def positions(self, examples: int, tokens: int) -> Int[Tensor, "example row"]:
+        """Token indices in the padded batch, -1 where an example has fewer; `tokens` of the prompt."""
+        if isinstance(self.at, str):
+            if self.vlm.batch is None or not self.vlm.batch.spans:
+                raise ValueError(f"at={self.at!r} needs the batch: run by vlm.forward, vlm.generate or `with vlm.running(batch)`")
+            found = [self._of(spans) for spans in self.vlm.batch.spans]
+            made = torch.full((len(found), max(1, *map(len, found))), -1)
+            for row, index in zip(made, found, strict=True):
+                row[: len(index)] = index
+        else:
+            made = self.at.long().cpu()
+            if outside := made[(made < -tokens) | (made >= tokens)].tolist():
+                raise ValueError(f"at: token index {outside[0]} is outside a batch of {tokens} tokens")
+            made = torch.where(made < 0, made + tokens, made)
+            made = made if made.ndim == 2 else made.expand(examples, -1)
+        if len(made) != examples:
+            raise ValueError(f"at: positions of {len(made)} examples for a batch of {examples}")
+        return made
+
+    def _of(self, spans: Spans) -> Int[Tensor, " token"]:
+        if self.at.startswith("word:"):
+            return spans.word(self.at.removeprefix("word:"))
+        return spans.parts()[self.at]
+
+
+class _Run:
+    """The run of the model that is under way: which tokens of it are read, and where they go."""
+
+    def __init__(self, plan: _Plan, got: Captured):
+        self.plan, self.got = plan, got
+        self.step = Step()
+        self.pictures: Step | None = None  # of a tower that ran, before its language model does
+        self.prompt: Tensor | None = None  # positions read, in the padded prompt
+        self.local: Tensor | None = None  # the same within this call, None where it has none of them
+
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        examples, tokens, held = self.plan.vlm.family.decoder_call(args, kwargs)
+        if isinstance(self.plan.at, str) and self.plan.at == "last":
+            positions = torch.full((examples, 1), held + tokens - 1)
+        elif held == 0:
+            positions = self.prompt = self.plan.positions(examples, tokens)
+        else:
+            positions = self.prompt if self.prompt is not None and len(self.prompt) == examples else torch.full((examples, 1), -1)
+        local = torch.where((positions >= held) & (positions < held + tokens), positions - held, -1)
+        reads = bool(self.plan.hidden or self.plan.attention) and bool((local >= 0).any())
+        self.local = local.to(self.plan.vlm.device) if reads else None
+        self.step, self.pictures = self.pictures or Step(), None
+        self.step.positions = torch.where(local >= 0, positions, -1) if reads else None
+        if held == 0:
+            self.got.prompt = self.step
+
+    def finish(self, module: nn.Module, args: tuple, output: Any) -> None:
+        step = self.step
+        step.hidden = {layer: values.to("cpu", non_blocking=True) for layer, values in step.hidden.items()}
+        step.rows = {layer: values.to("cpu", non_blocking=True) for layer, values in step.rows.items()}
+        if self.plan.vlm.device.type == "cuda":
+            torch.cuda.synchronize(self.plan.vlm.device)
+        if step.hidden or step.rows or step.connector_output or step.tower_rows:
+            self.got.steps.append(step)
+
+    def keep_hidden(self, layer: int | str, hidden: Float[Tensor, "example token width"]) -> None:
+        if self.local is None:
+            return
+        index = self.local.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+        self.step.hidden[layer] = hidden.gather(1, index).masked_fill((self.local < 0)[..., None], torch.nan)
+
+    def keep_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
+        if self.local is not None:
+            self.step.rows[layer] = rows_of(query, key, mask, scaling, causal, self.local)
+
+    def keep_tower_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
+        chosen = range(query.shape[2]) if self.plan.tower_at == "all" else self.plan.tower_at
+        rows = torch.tensor(list(chosen), device=query.device).expand(len(query), -1)
+        self._of_pictures("tower_rows", layer).tower_rows[layer] = rows_of(query, key, mask, scaling, causal, rows).cpu()
+
+    def keep_connector(self, name: str, tokens: Tensor) -> None:
+        vlm = self.plan.vlm
+        inputs = vlm.batch.inputs if vlm.batch is not None else {}
+        setattr(self._of_pictures(name), name, [one.cpu() for one in vlm.family.connector_tokens(vlm.model, tokens, inputs)])
+
+    def _of_pictures(self, name: str, layer: int | None = None) -> Step:
+        """The step that the pictures being run belong to: a new one where this one already has the value."""
+        held = getattr(self.pictures, name, None)
+        if self.pictures is None or (layer in held if layer is not None else held):
+            self.pictures = self.got.prompt = Step()
+        return self.pictures
+
+
+def _chosen(asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ...] = ()) -> list[int | str]:
+    if asked is None:
+        return []
+    if isinstance(asked, str) and asked == "all":
+        return list(legal)
+    layers = [asked] if isinstance(asked, (int, str)) else list(asked)
+    for layer in layers:
+        if layer not in extra and (isinstance(layer, (bool, str)) or layer not in legal):
+            named = ", ".join(map(repr, ("all", *extra)))
+            raise ValueError(f"{what} {layer!r} is not there; {', '.join(map(str, legal))}, or {named}")
+    return list(dict.fromkeys(layers))
