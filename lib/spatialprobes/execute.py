@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from .due import Status, complete_marker, statuses
 from .params import nearest
 from .runs import load
 
-TAIL = 25  # lines of a failed run's log that are shown
+TAIL = 40  # lines of a failed run's log that are shown
 
 
 class RunFailed(RuntimeError):
@@ -123,7 +124,7 @@ def _execute(status: Status, root: Path) -> None:
         "parts": status.parts,
     }
     try:
-        with _environment(run.suite, drawn.parent):
+        with _environment(run.suite, drawn.parent), _output_to(work / "log.txt"):
             _papermill(status, work, root)
         _html(work / f"{run.notebook}.ipynb", run.name)
     except Exception as error:
@@ -201,7 +202,8 @@ def _reason(error: Exception) -> str:
     """Why a run failed, in one line."""
     name = getattr(error, "ename", None)
     if name:
-        source = next((line for line in str(error.source).splitlines() if line.strip()), "")
+        arrows = re.findall(r"^-+> \d+ +(.*)$", str(error), flags=re.MULTILINE)  # the lines of code that the traceback points at
+        source = arrows[0] if arrows else str(error.source)
         what = " ".join(str(error.evalue).split()) or "no message"
         return f"cell {error.exec_count or error.cell_index} (`{source.strip()[:60]}`): {name}: {what}"
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
@@ -225,6 +227,23 @@ def _environment(suite: str, figures: Path) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send what processes write past Python to the log too: a kernel that crashes says why on its standard error alone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield
+        finally:
+            for target, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, target)
+                os.close(copy)
 
 
 @contextlib.contextmanager

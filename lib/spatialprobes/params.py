@@ -62,10 +62,10 @@ class Parameter:
 
 
 def nearest(value: Any, legal: Iterable[Any]) -> str:
-    """`; nearest: ...` with up to three legal names close to the value, or nothing."""
+    """`; nearest: NAME` with the legal name closest to the value, or nothing where none is close."""
     names = [name for name in legal if isinstance(name, str)]
-    close = difflib.get_close_matches(value, names, n=3, cutoff=0.5) if isinstance(value, str) else []
-    return f"; nearest: {', '.join(close)}" if close else ""
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5) if isinstance(value, str) else []
+    return f"; nearest: {close[0]}" if close else ""
 
 
 def literals(kind: Any) -> tuple[Any, ...]:
@@ -107,6 +107,8 @@ def parse_parameters(source: str) -> dict[str, Parameter]:
             if parameter.name in found:
                 raise ValueError(f"{parameter.name} is there already, in line {found[parameter.name].line}")
             found[parameter.name] = parameter
+        except SyntaxError as error:  # in an annotation that is quoted
+            problems.append(f"line {statement.lineno}: {error.msg}: {error.text}")
         except ValueError as error:
             problems.append(f"line {statement.lineno}: {error}")
     if problems:

@@ -99,7 +99,7 @@ def select(plan: Mapping[str, Run], suite: str = "", only: str = "") -> list[str
     names = [name for name, run in plan.items() if suite in ("", run.suite)]
     chosen = fnmatch.filter(names, only) if only else names
     if not chosen:
-        asked = " ".join(filter(None, [only and f"matches {only!r}", suite and f"is in suite {suite!r}"]))
+        asked = " and ".join(filter(None, [only and f"matches {only!r}", suite and f"is in suite {suite!r}"]))
         raise ValueError(f"no run {asked or 'is planned'}{nearest(only, plan)}; runs: {', '.join(plan) or 'none'}")
     order: dict[str, None] = {}
 
@@ -141,8 +141,12 @@ def _at(line: int) -> str:
 def _pairs(node: yaml.MappingNode, faults: list[str]) -> dict[str, tuple[Any, yaml.Node, int]]:
     """Key -> (value, its node, the key's line) of a mapping; keys that are no text or come twice are faults."""
     builder = yaml.constructor.SafeConstructor()
-    builder.flatten_mapping(node)
     found: dict[str, tuple[Any, yaml.Node, int]] = {}
+    own: set[str] = set()  # keys written here, not merged in by `<<`
+    try:
+        builder.flatten_mapping(node)
+    except yaml.YAMLError as error:
+        faults.append(f"{_at(node.start_mark.line + 1)} {getattr(error, 'problem', None) or error}")
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         try:
@@ -152,10 +156,12 @@ def _pairs(node: yaml.MappingNode, faults: list[str]) -> dict[str, tuple[Any, ya
             continue
         if not isinstance(key, str):
             faults.append(f"{_at(line)} the key {key!r} is not text")
-        elif key in found:
+        elif key in own:
             faults.append(f"{_at(line)} {key!r} is there already, in line {found[key][2]}")
         else:
             found[key] = (value, value_node, line)
+            if node.start_mark.index <= key_node.start_mark.index < node.end_mark.index:
+                own.add(key)
     return found
 
 
