@@ -205,7 +205,7 @@ def _reason(error: Exception) -> str:
         arrows = re.findall(r"^-+> \d+ +(.*)$", str(error), flags=re.MULTILINE)  # the lines of code that the traceback points at
         source = arrows[0] if arrows else str(error.source)
         what = " ".join(str(error.evalue).split()) or "no message"
-        return f"cell {error.exec_count or error.cell_index} (`{source.strip()[:60]}`): {name}: {what}"
+        return f"In [{error.exec_count}] (`{source.strip()[:60]}`): {name}: {what}"
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
