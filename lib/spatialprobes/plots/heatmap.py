@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import Normalize
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Rectangle
 
 from spatialprobes.plots import need, new_figure
@@ -59,18 +60,24 @@ def overlay(
             ax.set_axis_off()
     bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"{label} ({unit})" if unit else label, parse_math=False)
-    bar.solids.set_alpha(1)
     return figure
+
+
+def _ramp() -> ListedColormap:
+    """Yellow to dark red, opaque only where the weight is: little weight lets the picture through."""
+    colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
+    colours[:, 3] = 0.15 + 0.8 * np.sqrt(np.linspace(0, 1, 256))
+    return ListedColormap(colours)
 
 
 def _panel(ax: Axes, image: np.ndarray, cells: pd.DataFrame, scale: Normalize):
     """Grey picture, weights over it, box around the thing meant; returns what a colour bar is made from."""
     grid = np.full((cells["row"].max() + 1, cells["col"].max() + 1), np.nan)
     grid[cells["row"], cells["col"]] = cells["weight"]
-    grey = image @ np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
+    grey = image @ np.array([0.299, 0.587, 0.114]) * 0.6 + 102  # luma of ITU-R BT.601, made pale: colour is for the weights
     aspect = image.shape[0] / image.shape[1]
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=aspect)
-    shown = ax.imshow(grid, cmap="viridis", norm=scale, alpha=0.62, extent=(0, 1, 1, 0), aspect=aspect)
+    shown = ax.imshow(grid, cmap=_ramp(), norm=scale, extent=(0, 1, 1, 0), aspect=aspect)
     if all(name in cells.columns for name in BOX):
         x_min, y_min, x_max, y_max = cells[list(BOX)].iloc[0].astype(float)
         if not np.isnan([x_min, y_min, x_max, y_max]).any():

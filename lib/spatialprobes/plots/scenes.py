@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
-from spatialprobes.plots import WIDTHS, need
+from spatialprobes.plots import DPI, RC, WIDTHS, need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +19,8 @@ MOST = 12
 GAP = 0.14  # inches between cells
 FOOT = 0.22  # inches left free below, for the model's name
 LINE = 0.135  # inches a line of text takes
-CHARACTER = 0.068  # inches the widest usual text takes a character
-TITLE_CHARACTER = 0.078  # the same in bold
+WIDEST = 2.2  # inches of a picture: a lone one does not fill the page
+SIZE = 7  # points
 
 
 def gallery(frame: pd.DataFrame, *, columns: int = 4, width: str = "two") -> Figure:
@@ -38,10 +38,10 @@ def gallery(frame: pd.DataFrame, *, columns: int = 4, width: str = "two") -> Fig
     if width not in WIDTHS:
         raise ValueError(f"width {width!r} is not one of {', '.join(WIDTHS)}")
     across = min(columns, len(frame))
-    cell = (WIDTHS[width] - GAP) / max(across, 3) - GAP  # a lone picture does not fill the page
+    cell = min((WIDTHS[width] - GAP) / across - GAP, WIDEST)
     pictures = [picture(data) for data in frame["png"]]
-    titles = [wrap(title, cell, TITLE_CHARACTER) for title in frame["title"]]
-    texts = [wrap(text, cell, CHARACTER) for text in frame["text"]]
+    titles = [wrap(title, cell, "bold") for title in frame["title"]]
+    texts = [wrap(text, cell, "normal") for text in frame["text"]]
     heights = [cell * image.shape[0] / image.shape[1] for image in pictures]
     rows = [range(start, min(start + across, len(frame))) for start in range(0, len(frame), across)]
     picture_heights = [max(heights[i] for i in row) for row in rows]
@@ -60,7 +60,7 @@ def gallery(frame: pd.DataFrame, *, columns: int = 4, width: str = "two") -> Fig
             for number, line in enumerate(titles[i] + texts[i]):
                 y = top - picture_height - 0.05 - number * LINE
                 weight = "bold" if number < len(titles[i]) else "normal"
-                figure.text(left / wide, y / total, line, va="top", fontsize=7, weight=weight, parse_math=False)
+                figure.text(left / wide, y / total, line, va="top", fontsize=SIZE, weight=weight, parse_math=False)
         top -= picture_height + text_height + GAP
     return figure
 
@@ -74,7 +74,28 @@ def picture(data: bytes) -> np.ndarray:
         raise ValueError(f"a png column holds bytes that are no picture: {error}") from error
 
 
-def wrap(text: str, room: float, character: float) -> list[str]:
-    """Lines of `text` that fit `room` inches, at `character` inches each; its own line breaks are kept."""
-    fits = max(4, int(room / character))
-    return [line for part in str(text).split("\n") for line in (textwrap.wrap(part, fits) or [""])]
+def wrap(text: str, room: float, weight: str) -> list[str]:
+    """Lines of `text` that fit `room` inches by the font's own measures; its line breaks are kept, a word too long is cut."""
+    lines = []
+    for part in str(text).split("\n"):
+        line = ""
+        for word in part.split() or [""]:
+            if line and text_width(f"{line} {word}", weight) <= room:
+                line = f"{line} {word}"
+                continue
+            lines += [line] if line else []
+            while len(word) > 1 and text_width(word, weight) > room:
+                fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or text_width(word[:n], weight) <= room)
+                lines.append(word[:fits])
+                word = word[fits:]
+            line = word
+        lines.append(line)
+    return lines
+
+
+def text_width(text: str, weight: str) -> float:
+    """Inches that `text` takes in a caption."""
+    font = get_font(findfont(FontProperties(family=RC["font.family"], weight=weight)))
+    font.set_size(SIZE, DPI)
+    font.set_text(text)
+    return font.get_width_height()[0] / 64 / DPI
