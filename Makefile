@@ -73,7 +73,7 @@ clean:  ## remove what runs, figures and tests wrote; keep .venv, the weights an
 	find lib tests benchmarks notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 sync: install  ## bring notebooks and their twins in notebooks/scripts up to date, the newer wins
-	@$(VENV)/bin/jupytext --sync notebooks/*.ipynb
+	@$(VENV)/bin/jupytext --sync $(wildcard notebooks/*.ipynb notebooks/scripts/*.py)
 
 lock: install  ## write the present environment's versions to requirements.lock and environment.yaml
 	@$(PY) tests/house.py lock

@@ -86,12 +86,18 @@ def unpaired(root: Path = ROOT) -> list[str]:
     return problems
 
 
+def gpu_present() -> bool:
+    """Whether the machine has an NVIDIA GPU, asked without torch."""
+    if Path("/dev/nvidia0").exists():
+        return True
+    return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.startswith(
+        b"GPU"
+    )
+
+
 def gpu_left_unused() -> str | None:
     """A warning when the machine has an NVIDIA GPU that torch can't use, else None."""
-    device = Path("/dev/nvidia0").exists()
-    if not device and shutil.which("nvidia-smi"):
-        device = subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.startswith(b"GPU")
-    if not device:
+    if not gpu_present():
         return None
     import torch
 

@@ -177,9 +177,10 @@ def _papermill(status: Status, work: Path, root: Path) -> None:
         handler.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if executed.exists():  # the page says where the results are, not where they were made
-            text = executed.read_text(encoding="utf-8").replace(where, final)
-            executed.write_text(text.replace(json.dumps(f"{root}/")[:-1], '"'), encoding="utf-8")
+        for path in (executed, work / "record.json"):  # they say where the results are, not where they were made
+            if path.exists():
+                text = path.read_text(encoding="utf-8").replace(where, final)
+                path.write_text(text.replace(json.dumps(f"{root}/")[:-1], '"'), encoding="utf-8")
 
 
 def _html(executed: Path, title: str) -> None:
