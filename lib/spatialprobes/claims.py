@@ -13,6 +13,7 @@ Knows nothing of how a number was measured; the table it names does.
 from __future__ import annotations
 
 import difflib
+import html
 import json
 import math
 import operator
@@ -95,7 +96,8 @@ def markdown(claims: Iterable[Claim]) -> str:
     """A GitHub table of the claims: what is claimed, of which model, by which rule, with which result."""
     lines = ["| claim | model | rule | estimate [95% interval] | n | verdict |", "|---|---|---|---|---|---|"]
     for one in claims:
-        statement = one.statement + (f"<br>*{one.caveat}*" if one.caveat else "")
+        statement = html.escape(one.statement, quote=False)
+        statement += f"<br>*{html.escape(one.caveat, quote=False)}*" if one.caveat else ""
         cells = [statement, one.model, f"`{one.rule}`", one.interval(), f"{one.n:,}", f"**{one.verdict}**"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

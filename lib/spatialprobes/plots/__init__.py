@@ -85,12 +85,12 @@ def resolve(plot: str) -> Any:
 
 
 def names() -> list[str]:
-    """Every figure function as "module.function"."""
+    """Every figure function as "module.function": what returns a Figure in a module of this package."""
     found = []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        for name, member in vars(module).items():
-            if inspect.isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_"):
+        for name, member in inspect.getmembers(module, inspect.isfunction):
+            if member.__module__ == module.__name__ and member.__annotations__.get("return") == "Figure":
                 found.append(f"{info.name}.{name}")
     return sorted(found)
 

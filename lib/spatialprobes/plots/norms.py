@@ -46,6 +46,7 @@ def distributions(frame: pd.DataFrame, *, width: str = "two") -> Figure:
 
 def _panel(ax: Axes, rows: pd.DataFrame, state: str, edges: np.ndarray) -> None:
     medians = rows.groupby("modality", sort=False)["norm"].median().to_dict()
+    rightmost = max(medians, key=medians.get)
     for index, (modality, median) in enumerate(medians.items()):
         norms = rows.loc[rows["modality"] == modality, "norm"].to_numpy(dtype=float)
         tint = colour(modality, index)
@@ -54,8 +55,8 @@ def _panel(ax: Axes, rows: pd.DataFrame, state: str, edges: np.ndarray) -> None:
         ax.stairs(counts / max(counts.max(), 1), edges, color=tint, linewidth=0.9)
         if median > 0:
             ax.vlines(median, 0, 1.06, color=tint, linewidth=1.2)
-            left = median < max(medians.values())  # names on either side: apart, even where the medians meet
-            place = {"xytext": (3 if left else -3, 2), "textcoords": "offset points", "ha": "right" if left else "left"}
+            left = modality != rightmost  # names on either side: apart, even where the medians meet
+            place = {"xytext": (-2 if left else 2, 2), "textcoords": "offset points", "ha": "right" if left else "left"}
             ax.annotate(f"{modality}  {median:.3g}", (median, 1.06), color=tint, weight="bold", **place)
     ax.set_xscale("log")
     ax.set_ylim(0, 1.3)
