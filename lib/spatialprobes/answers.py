@@ -39,8 +39,8 @@ def answer(
     """One row per example, in their order: [id, group, category, cluster, expected, answer, correct, parsed, text].
 
     by: "generate" reads the answer from greedy text (`parse`; without choices the text itself is the answer); "score" takes the
-    choice with the highest mean log-probability per token. answer is None where the text could not be parsed; that counts as not
-    correct. `attrs` holds "unparsed", the share of such rows, and "by".
+    choice with the highest mean log-probability per token. answer is missing where the text could not be parsed; that counts as
+    not correct. `attrs` holds "unparsed", the share of such rows, and "by".
     Raises PromptError naming an example that cannot be asked, ValueError for an unknown `by`.
     """
     options = {"batch_size": batch_size, "prefix_cache": prefix_cache, "system": system}
@@ -69,7 +69,7 @@ def answer(
         }
         for one, found, text in zip(examples, given, texts, strict=True)
     ]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).astype({"expected": "string", "answer": "string"})  # text also where all of it is missing
     frame.attrs.update(unparsed=float(1 - frame["parsed"].mean()), by=by)
     return frame
 
@@ -94,9 +94,10 @@ def generate(
     _check(vlm, examples)
     share = _shares(vlm, examples, prefix_cache)
     texts: dict[str, tuple[str, int]] = {}
-    for chunk in _chunks(examples, batch_size, share):
+    for places in _batches(examples, batch_size, share):
+        chunk = [examples[i] for i in places]
         if share:
-            batch, cache, _ = prefill(vlm, chunk, system)
+            batch, cache, _ = prefill(vlm, shared_pictures(chunk), system)
             options = {"past_key_values": cache}
         else:
             batch, options = vlm.encode(chunk, system), {}
@@ -125,23 +126,23 @@ def score(
     for example in examples:
         if not example.choices:
             raise PromptError(f"example {example.id!r} has no choices to score")
-    asked = [replace(one, id=f"{i} {j}", answer=choice) for i, one in enumerate(examples) for j, choice in enumerate(one.choices)]
+    asked = [replace(one, answer=choice) for one in examples for choice in one.choices]
     share = _shares(vlm, asked, prefix_cache)
-    found: dict[str, tuple[float, int]] = {}
-    for chunk in _chunks(asked, batch_size, share):
-        found.update(zip((one.id for one in chunk), _answer_logprobs(vlm, chunk, share, system), strict=True))
-    rows = []
-    for i, example in enumerate(examples):
-        for j, choice in enumerate(example.choices):
-            logprob, n = found[f"{i} {j}"]
-            rows.append({"id": example.id, "choice": choice, "logprob": logprob, "tokens": n, "normalised": logprob / n})
-    return pd.DataFrame(rows)
+    found: dict[int, tuple[float, int]] = {}
+    for places in _batches(asked, batch_size, share):
+        found.update(zip(places, _answer_logprobs(vlm, [asked[i] for i in places], share, system), strict=True))
+    return pd.DataFrame(
+        [
+            {"id": one.id, "choice": one.answer, "logprob": logprob, "tokens": n, "normalised": logprob / n}
+            for one, (logprob, n) in ((one, found[i]) for i, one in enumerate(asked))
+        ]
+    )
 
 
 def _answer_logprobs(vlm: VLM, chunk: list[Example], share: bool, system: str | None) -> list[tuple[float, int]]:
     """Summed log-probability of each example's answer, and its number of tokens."""
     if share:
-        batch, cache, held = prefill(vlm, chunk, system, answers=True)
+        batch, cache, held = prefill(vlm, shared_pictures(chunk), system, answers=True)
         options = {"past_key_values": cache, "use_cache": True}
     else:
         batch, held, options = vlm.encode(chunk, system, answers=True), 0, {}
@@ -198,17 +199,19 @@ def _shares(vlm: VLM, examples: Sequence[Example], prefix_cache: PrefixCache) ->
     return possible and (prefix_cache is True or (prefix_cache == "auto" and len(examples) >= FEWEST_SHARING * len(clusters)))
 
 
-def _chunks(examples: Sequence[Example], batch_size: int, share: bool) -> Iterator[list[Example]]:
-    """Batches of similar length, or, where pictures are shared, of whole clusters."""
+def _batches(examples: Sequence[Example], batch_size: int, share: bool) -> Iterator[list[int]]:
+    """Indices of the examples, in batches of similar length, or, where pictures are shared, cluster by cluster."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    ordered = list(examples)
-    if share:
-        order = {cluster: i for i, cluster in enumerate(dict.fromkeys(example.cluster or example.id for example in examples))}
-        ordered.sort(key=lambda example: order[example.cluster or example.id])
-    else:
-        ordered.sort(key=lambda example: len(example.question or "") + len(example.answer or ""), reverse=True)
-    starts = range(0, len(ordered), batch_size)
+    clusters: dict[str, int] = {}
+    for one in examples:
+        clusters.setdefault(one.cluster or one.id, len(clusters))
+
+    def key(i: int) -> int:
+        one = examples[i]
+        return clusters[one.cluster or one.id] if share else -len(one.question or "") - len(one.answer or "")
+
+    order = sorted(range(len(examples)), key=key)
+    starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="answers", unit="batch", leave=False, disable=len(starts) < BARS_FROM):
-        chunk = ordered[start : start + batch_size]
-        yield shared_pictures(chunk) if share else chunk
+        yield order[start : start + batch_size]

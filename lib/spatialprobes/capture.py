@@ -57,8 +57,7 @@ def capture(
     plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector)
     got = Captured()
     with ExitStack() as stack:
-        stack.callback(setattr, vlm, "whole_prompts", vlm.whole_prompts)
-        vlm.whole_prompts += 1
+        stack.enter_context(vlm.reading_whole_prompts())
         plan.attach(got, stack)
         yield got
 

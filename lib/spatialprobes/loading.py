@@ -84,6 +84,8 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
         raise ModelError(f"model {source.name!r}: {error.args[0]}") from error
     except (OSError, SafetensorError, json.JSONDecodeError, ImportError, ValueError) as error:
         raise ModelError(_why(source, error)) from error
+    if quantize == "4bit" and target.type == "cpu":
+        _check_blocks(source, model)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"model {source.name!r} lacks {len(missing)} of its weights, such as {missing[0]}")
     if not quantize and want is None and target.type == "cpu" and model.dtype == torch.float16:
@@ -166,6 +168,16 @@ class Source:
     kind: str
     path: Path | None
     revision: str | None
+
+
+def _check_blocks(source: Source, model: nn.Module) -> None:
+    """On a CPU bitsandbytes multiplies 4-bit weights by blocks of 64 inputs; otherwise the first forward fails obscurely."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit" and module.in_features % 64:
+            raise ModelError(
+                f"model {source.name!r}: quantize '4bit' on a CPU needs inputs in multiples of 64, {name} has "
+                f"{module.in_features}; use '8bit' or a GPU"
+            )
 
 
 def _is_model(folder: Path) -> bool:

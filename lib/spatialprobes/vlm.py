@@ -250,6 +250,15 @@ class VLM:
         finally:
             self.batch = before
 
+    @contextmanager
+    def reading_whole_prompts(self) -> Iterator[None]:
+        """While open, prompts are run whole: `answers` shares no prefixes."""
+        self.whole_prompts += 1
+        try:
+            yield
+        finally:
+            self.whole_prompts -= 1
+
     @torch.inference_mode()
     def forward(self, batch: Batch, **options: Any) -> Any:
         """The model's own outputs (`.logits`: [example, token, word]); options go to its forward."""
@@ -298,6 +307,8 @@ class VLM:
 
         Needs no question.
         """
+        if self.by_row_interventions and len(examples) > batch_size:
+            raise ValueError(f"one permutation per row holds for one batch: {len(examples)} examples, batch_size {batch_size}")
         features: list[Tensor] = []
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]

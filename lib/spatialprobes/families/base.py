@@ -92,7 +92,7 @@ class Family:
     def connector_reading(self, model: nn.Module, site: str) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
         """The module to hook for the connector's input at a site, and what to take of the module's (input, output).
 
-        site: "pre_norm" or "post_norm"; the norm meant is the one between the tower's residual stream and the connector's first weights.
+        site: "pre_norm" or "post_norm"; the norm meant stands between the tower's residual stream and the connector's weights.
         """
         raise NotImplementedError
 

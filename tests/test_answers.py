@@ -1,0 +1,228 @@
+"""Answers do not depend on batching or prefix sharing, scores equal a slow teacher forcing, parsing never guesses."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import examples, picture
+
+from spatialprobes.answers import answer, generate, parse, score
+from spatialprobes.capture import capture
+from spatialprobes.prefix import prefill, shared_pictures
+from spatialprobes.vlm import VLM, PromptError
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=["tiny_llava", "tiny_llava_grouped"])
+def vlm(request):
+    return VLM.load(str(request.getfixturevalue(request.param)))
+
+
+def slow_scores(vlm, one):
+    """One choice at a time, one token at a time, from whole prompts."""
+    scores = []
+    for choice in one.choices:
+        batch = vlm.encode([dataclasses.replace(one, answer=choice)], answers=True)
+        total = 0.0
+        for index in batch.spans[0].answer.tolist():
+            cut = {name: value[:, :index] if name != "pixel_values" else value for name, value in batch.inputs.items()}
+            with torch.inference_mode():
+                logits = vlm.model(**cut, use_cache=False).logits[0, -1]
+            total += float(logits.log_softmax(-1)[batch.input_ids[0, index]])
+        scores.append(total)
+    return scores
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_scores_equal_slow_teacher_forcing(vlm, prefix_cache):
+    asked = [dataclasses.replace(one, choices=[*one.choices, "left of the red", "blue cross"]) for one in examples(7)]
+    found = score(vlm, asked, batch_size=6, prefix_cache=prefix_cache)
+    assert found[["id", "choice"]].values.tolist() == [[one.id, choice] for one in asked for choice in one.choices]
+    expected = [value for one in asked for value in slow_scores(vlm, one)]
+    assert found["logprob"].tolist() == pytest.approx(expected, abs=TOLERANCE)
+    assert found["tokens"].tolist() == [len(choice.split()) for choice in found["choice"]]
+    assert (found["normalised"] * found["tokens"]).tolist() == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("system", ["default", None, "where is it"])
+def test_logits_after_a_shared_prefix_equal_those_of_whole_prompts(vlm, system):
+    asked = shared_pictures(examples(9, pictures=2))
+    with torch.inference_mode():
+        batch, cache, held = prefill(vlm, asked, system)
+        inputs = {name: value if name == "attention_mask" else value[..., held:] for name, value in batch.inputs.items()}
+        shared = vlm.model(**inputs, past_key_values=cache).logits[:, -1]
+    whole = vlm.forward(vlm.encode(asked, system)).logits[:, -1]
+    assert (shared - whole).abs().max() < TOLERANCE
+    assert len(set(batch.which)) == 2
+
+
+def test_generated_tables_are_the_same_however_they_are_batched(vlm):
+    asked = examples(11)
+    alone = pd.concat([generate(vlm, [one], prefix_cache=False) for one in asked], ignore_index=True)
+    for batch_size in (1, 3, 64):
+        for prefix_cache in (True, False, "auto"):
+            together = generate(vlm, asked, batch_size=batch_size, prefix_cache=prefix_cache)
+            pd.testing.assert_frame_equal(together, alone)
+    backwards = generate(vlm, asked[::-1], batch_size=3)
+    pd.testing.assert_frame_equal(backwards.iloc[::-1].reset_index(drop=True), alone)
+
+
+def test_generated_text_equals_transformers_own_greedy_search(vlm):
+    one = examples(3)[2]
+    batch = vlm.encode([one])
+    with torch.inference_mode():
+        tokens = vlm.model.generate(**batch.inputs, max_new_tokens=5, do_sample=False)[0, batch.input_ids.shape[1] :]
+    found = generate(vlm, [one], max_new_tokens=5)
+    assert found["text"].tolist() == [vlm.tokenizer.decode(tokens, skip_special_tokens=True)]
+
+
+def test_the_end_of_an_answer_is_counted_and_cut(vlm):
+    """Force an end of turn through the head's bias-free weights: a model whose likeliest word is the end answers nothing."""
+    row = torch.tensor([7, 9, vlm._ends[0], 0, 0])
+    assert vlm.answer_length(row) == 3
+    assert vlm.answer_length(row[:2]) == 2
+    assert vlm.decode(row[None]) == [vlm.tokenizer.decode(row[:2])]
+
+
+def test_the_same_seed_gives_the_same_sampled_table(vlm):
+    asked = examples(6)
+    draws = [generate(vlm, asked, temperature=2.0, seed=seed) for seed in (3, 3, 4)]
+    pd.testing.assert_frame_equal(draws[0], draws[1])
+    assert not draws[0].equals(draws[2])
+
+
+def test_equal_pictures_of_a_cluster_are_shared_and_unequal_ones_are_not():
+    one = examples(1)[0]
+    same = dataclasses.replace(one, id="same", image=picture(0))
+    mirrored = dataclasses.replace(one, id="mirrored", image=picture(0).transpose(0))
+    lazy = dataclasses.replace(one, id="lazy", image=lambda: picture(0))
+    elsewhere = dataclasses.replace(one, id="elsewhere", cluster="other", image=picture(0))
+    found = shared_pictures([one, same, mirrored, lazy, elsewhere])
+    assert found[0].image is found[1].image is found[3].image
+    assert found[2].image is not found[0].image
+    assert [example.id for example in found] == ["e0", "same", "mirrored", "lazy", "elsewhere"]
+
+
+def test_mirrored_pictures_of_one_cluster_keep_their_own_answers(vlm):
+    asked = [dataclasses.replace(one, cluster="both") for one in examples(6, pictures=2)]
+    shared, whole = (score(vlm, asked, prefix_cache=prefix_cache)["logprob"].tolist() for prefix_cache in (True, False))
+    assert shared == pytest.approx(whole, abs=TOLERANCE)
+
+
+def test_sharing_is_off_while_whole_prompts_are_captured(vlm):
+    asked = examples(6, pictures=1)
+    with capture(vlm, hidden=1) as got:
+        generate(vlm, asked, max_new_tokens=1)
+        assert got.hidden[1].shape[0] == 6
+        with pytest.raises(ValueError, match="a capture is open"):
+            generate(vlm, asked, prefix_cache=True)
+
+
+@pytest.mark.parametrize("by", ["generate", "score"])
+def test_answer_has_one_row_per_example_in_order(vlm, by):
+    asked = examples(8)
+    found = answer(vlm, asked, by=by)
+    assert list(found.columns) == ["id", "group", "category", "cluster", "expected", "answer", "correct", "parsed", "text"]
+    assert found["id"].tolist() == [one.id for one in asked]
+    assert found["expected"].tolist() == [one.answer for one in asked]
+    assert (found["correct"] == (found["answer"] == found["expected"]).fillna(False)).all()
+    assert found.attrs["unparsed"] == pytest.approx(1 - found["parsed"].mean())
+    if by == "score":
+        scores = score(vlm, asked)
+        best = [
+            max(rows.itertuples(), key=lambda row: row.logprob / row.tokens).choice
+            for _, rows in scores.groupby("id", sort=False)
+        ]
+        assert found["answer"].tolist() == best
+        assert found.attrs["unparsed"] == 0
+    else:
+        for row, one in zip(found.itertuples(), asked, strict=True):
+            read = parse(row.text, one.choices)
+            assert row.parsed == (read is not None)
+            assert row.answer == read if row.parsed else (pd.isna(row.answer) and not row.correct)
+
+
+def test_answers_without_choices_are_the_text_itself(vlm):
+    found = answer(vlm, [dataclasses.replace(examples(1)[0], choices=None)])
+    assert found["answer"][0] == found["text"][0].lower()
+    assert bool(found["parsed"][0])
+
+
+def test_bad_requests_name_the_example(vlm):
+    one = examples(1)[0]
+    with pytest.raises(PromptError, match="'e0' has no choices"):
+        score(vlm, [dataclasses.replace(one, choices=None)])
+    with pytest.raises(PromptError, match="'e0' has an empty question"):
+        score(vlm, [dataclasses.replace(one, question=" ")])
+    with pytest.raises(ValueError, match="two examples have the id 'e0'"):
+        generate(vlm, [one, one])
+    with pytest.raises(ValueError, match="no examples"):
+        answer(vlm, [])
+    with pytest.raises(ValueError, match="by='guess'"):
+        answer(vlm, [one], by="guess")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        generate(vlm, [one], batch_size=0)
+    with pytest.raises(ValueError, match="prefix_cache='maybe'"):
+        generate(vlm, [one], prefix_cache="maybe")
+
+
+# Parsing
+
+SIDES = ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        ("left", SIDES, "left"),
+        ("It is to the LEFT of the square.", SIDES, "left"),
+        ("Left. The square is right of it.", SIDES, "left"),
+        ("left, not right", SIDES, "left"),
+        ("left not right", SIDES, "left"),
+        ("left rather than right", SIDES, "left"),
+        ("left or right", SIDES, None),
+        ("either left or right", SIDES, None),
+        ("not left", SIDES, None),
+        ("it isn't left", SIDES, None),
+        ("It isn’t to the left", SIDES, None),
+        ("not left, but right", SIDES, "right"),
+        ("neither left nor right", SIDES, None),
+        ("leftmost", SIDES, None),
+        ("bright", SIDES, None),
+        ("", SIDES, None),
+        ("right right right", SIDES, "right"),
+        ("No, it is not.", ["yes", "no"], "no"),
+        ("Yes", ["yes", "no"], "yes"),
+        ("the top-left corner", ["left", "top left"], "top left"),
+        ("top  left", ["left", "top left"], "top left"),
+        ("A red circle", ["red", "green"], "red"),
+        ("I cannot tell whether left", SIDES, None),
+    ],
+)
+def test_parse(text, choices, expected):
+    assert parse(text, choices) == expected
+
+
+@given(
+    choice=st.sampled_from(SIDES),
+    before=st.sampled_from(["", "it is ", "The answer: "]),
+    after=st.sampled_from(["", ".", " of it", "!"]),
+)
+def test_parse_is_indifferent_to_case_and_to_the_order_of_choices(choice, before, after):
+    text = before + choice + after
+    assert parse(text, SIDES) == parse(text.upper(), SIDES) == parse(text, SIDES[::-1]) == choice
+
+
+@given(st.text(alphabet="leftrightnoa ,.", max_size=30))
+def test_parse_only_finds_whole_words_that_are_there(text):
+    found = parse(text, SIDES)
+    assert found is None or found in text.replace(",", " ").replace(".", " ").lower().split()
+
+
+def test_parse_needs_choices():
+    with pytest.raises(ValueError, match="at least one choice"):
+        parse("left", [])
