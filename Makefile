@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(she
 VENV   ?= .venv
 SUITE  ?= lab
 ONLY   ?=
-JOBS   ?= 1
+JOBS   ?=
 PROFILE ?= local
 TORCH_INDEX ?=
 
@@ -43,7 +43,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 figures: install  ## execute what is due of papermill_runs.yaml and build figures/index.html
 	@$(PY) tests/house.py gpu
-	@$(PROBES) figures --suite '$(SUITE)' --only '$(ONLY)' --jobs '$(JOBS)' --profile '$(PROFILE)'
+	@$(PROBES) figures --suite '$(SUITE)' --only '$(ONLY)' $(if $(JOBS),--jobs '$(JOBS)') --profile '$(PROFILE)'
 
 redraw: install  ## draw all figures again from the saved tables, without torch or a model
 	@$(PROBES) redraw

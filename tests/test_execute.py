@@ -11,7 +11,7 @@ import pytest
 from toy import checkout
 
 from spatialprobes import due
-from spatialprobes.execute import RunFailed, execute, execute_due
+from spatialprobes.execute import RunFailed, execute, execute_due, processors
 
 PLAN = """\
 - {name: first, suite: lab, notebook: toy, parameters: {size: lab}}
@@ -55,7 +55,7 @@ def test_the_executed_notebook_names_its_final_place_and_no_machine_path(ran):
 
 def test_threads_are_divided_among_the_jobs(ran):
     root, _ = ran
-    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    share = max(1, processors() // 2)
     assert f"threads {share}\n" in (root / "data" / "runs" / "first" / "log.txt").read_text()
 
 
@@ -134,6 +134,23 @@ def test_after_a_failed_attempt_the_old_results_are_told_as_old_and_a_success_cl
     execute("one", root)
     assert due.statuses(root)["one"].state == "complete" and not (root / "data/runs/one/failed").exists()
     assert len(list((root / "data/runs/one").glob(".complete-*"))) == 1
+
+
+def test_a_full_disk_fails_the_run_in_one_line(tmp_path, monkeypatch):
+    from spatialprobes import execute as module
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    root = checkout(tmp_path, "- {name: one, suite: lab, notebook: toy}\n")
+    monkeypatch.setattr(module, "_html", no_room)
+    with pytest.raises(RunFailed, match=r"^one: OSError: \[Errno 28\] No space left on device$"):
+        execute("one", root)
+    assert due.statuses(root)["one"].state == "failed"
+    monkeypatch.setattr(module, "_write_json", no_room)
+    with pytest.raises(RunFailed, match="No space left on device; nor could its remains be kept"):
+        execute("one", root)
+    assert not (root / "data/runs/one/run.json").exists() and not (root / "figures/one").exists()
 
 
 def children(pid):

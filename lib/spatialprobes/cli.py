@@ -58,7 +58,10 @@ def options(
 def figures(
     suite: Suite = "lab",
     only: Only = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the processor's threads are divided among them.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time; here the threads are divided among them.", show_default="1, or the profile's"),
+    ] = None,
     profile: Annotated[str, typer.Option(help="Where to run: a folder of profiles/, local or slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due and why, and do nothing.", **OFF)] = False,
     keep_going: Annotated[bool, typer.Option(help="When a run fails, still do those that don't need it.")] = True,
@@ -179,6 +182,46 @@ def lab(
     from . import paths
 
     zoo.build(models or None, seeds=seed or None, out=Path(out) if out else paths.lab_folder())
+
+
+@app.command()
+def chat(
+    image_file: Annotated[str, typer.Option(help="The picture: a file, or an http(s) address.")],
+    model: Annotated[
+        str, typer.Option("--model", "--model-path", help="A lab model, a folder, or a hub id as llava-hf/llava-1.5-7b-hf.")
+    ] = "lab-llava",
+    permute: Annotated[
+        bool, typer.Option("--permute", "--permutation", help="Permute the picture's vision tokens, by --seed.", **OFF)
+    ] = False,
+    load_4bit: Annotated[
+        bool, typer.Option("--load-4bit", help="The language model in 4 bit; needs bitsandbytes.", **OFF)
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest word; above 0 words are drawn.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the permutation and of drawn words.")] = 0,
+    history: Annotated[
+        bool, typer.Option("--history", help="Keep earlier turns in the prompt (lab models know single turns only).", **OFF)
+    ] = False,
+) -> None:
+    """Ask a model about a picture: type questions, or pipe them in, one a line. "exit" or the end of the input leaves."""
+    import sys
+
+    from .images import open_image
+
+    picture = open_image(image_file)  # before the model, which takes longer to load
+    from .chat import converse, typed
+    from .vlm import VLM
+
+    vlm = VLM.load(model, quantize="4bit" if load_4bit else None)
+    options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "history": history}
+    converse(
+        vlm,
+        picture,
+        typed(echo=not sys.stdin.isatty()),
+        lambda text: typer.echo(text, nl=False),
+        permute=permute,
+        **options,
+    )
 
 
 def _gallery(root: Path) -> Path:

@@ -68,11 +68,12 @@ def execute(name: str, root: Path | None = None, expect: str = "", force: bool =
 
 
 def execute_due(
-    names: Sequence[str], root: Path, jobs: int = 1, profile: str = "local", keep_going: bool = True
+    names: Sequence[str], root: Path, jobs: int | None = None, profile: str = "local", keep_going: bool = True
 ) -> dict[str, Status]:
     """Execute the named runs that are due, needs first, `jobs` at a time, by Snakemake; where all of them stand afterwards.
 
-    On this machine the processor's threads are divided among the jobs. `profile` is a folder of profiles/.
+    profile: a folder of profiles/. In `local` one job is the default, and the processor's threads are divided among the jobs;
+    another profile has its own number of jobs and asks for two threads each. Raises ValueError for an unknown profile.
     """
     before = statuses(root)
     due = [name for name in names if before[name].state != "complete"]
@@ -82,16 +83,26 @@ def execute_due(
     if not (folder / "config.yaml").is_file():
         legal = sorted(path.parent.name for path in (root / "profiles").glob("*/config.yaml"))
         raise ValueError(f"unknown profile {profile!r}; legal: {', '.join(legal) or 'none, profiles/ is empty'}")
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else max(1, os.cpu_count() // jobs)
-    at_once = ["--cores", str(threads * jobs), "--resources", "gpu=1"] if profile == "local" else ["--jobs", str(jobs)]
+    if profile == "local":
+        jobs = jobs or 1
+        threads = max(1, processors() // jobs)
+        gpus = max(1, *(before[name].run.resources.gpu for name in due))
+        at_once = ["--cores", str(threads * jobs), "--resources", f"gpu={gpus}", "--config", f"threads={threads}"]
+    else:
+        at_once = ["--jobs", str(jobs)] if jobs else []
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(root), "--nolock"]
-    command += ["--profile", str(folder), *at_once, "--config", f"threads={threads}"]
+    command += ["--profile", str(folder), *at_once]
     command += ["--keep-going"] if keep_going else []
     command += ["--", *(str(complete_marker(name, before[name].hash, root).relative_to(root)) for name in due)]
     with _locked(root / "data" / "runs" / ".lock"):
         subprocess.run(command, cwd=root, check=False)
     after = statuses(root)
     return {name: after[name] for name in names}
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _already_complete(status: Status, root: Path) -> bool:
@@ -128,11 +139,16 @@ def _execute(status: Status, root: Path) -> None:
             _papermill(status, work, root)
         _html(work / f"{run.notebook}.ipynb", run.name)
     except Exception as error:
-        reason, tail = _reason(error), _end_log(work / "log.txt", error)
-        _write_json(work / "failed.json", {**record, "error": reason, "log": tail, "started": started.isoformat()})
-        _replace(work, target / "failed")
+        reason, tail, kept = _reason(error), "", None
+        try:
+            tail = _end_log(work / "log.txt", error)
+            _write_json(work / "failed.json", {**record, "error": reason, "log": tail, "started": started.isoformat()})
+            _replace(work, target / "failed")
+            kept = target / "failed"
+        except OSError as second:  # no room: the reason must come through all the same
+            reason = f"{reason}; nor could its remains be kept: {second}"
         shutil.rmtree(drawn, ignore_errors=True)
-        raise RunFailed(f"{run.name}: {reason}", tail, target / "failed") from error
+        raise RunFailed(f"{run.name}: {reason}", tail, kept) from error
     record["volatile"] = {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
