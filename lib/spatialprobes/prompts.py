@@ -47,6 +47,8 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
 
     system: "default" for the template's own (`default`), None or "" for no system prompt, else the words of one.
     answers: close with the example's answer (teacher forcing) instead of with the call for one.
+    `example.meta["earlier"]`: (question, answer) pairs that were asked about the picture before, oldest first, if any; they come
+    between the picture and the question, and their tokens count as the template's.
     Raises PromptError for an empty question, one that holds the image placeholder, a missing answer, and a system prompt that
     the template does not write.
     """
@@ -55,12 +57,15 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
         raise PromptError(f"example {example.id!r} has an empty question; give it words to ask")
     if placeholder in question:
         raise PromptError(f"example {example.id!r}: the question holds the image placeholder {placeholder!r}; leave it out")
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    earlier = [(asked.strip(), said.strip()) for asked, said in example.meta.get("earlier", ())]
+    turns = [_turn("user", earlier[0][0] if earlier else question, picture=True)]
+    for i, (_, said) in enumerate(earlier):
+        turns += [_turn("assistant", said), _turn("user", earlier[i + 1][0] if i + 1 < len(earlier) else question)]
     words = default if system == "default" else (system or "").strip()
     if system == "default" or (not words and not default):
-        messages = [user]
+        messages = turns
     else:
-        messages = [_system(words), user]
+        messages = [_system(words), *turns]
     text = _apply(processor, messages, ask=True)
     if text.count(placeholder) != 1:
         raise PromptError(
@@ -71,7 +76,10 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
     if words and words not in text[:picture]:
         raise PromptError(f"the chat template does not write the system prompt {words!r} before the picture; use system=None")
     head = text.index(words) if words else 0
-    ask = text.find(question, image[1])
+    after = image[1]
+    for part in (part for turn in earlier for part in turn):
+        after = text.find(part, after) + len(part)
+    ask = text.find(question, after)
     if ask < 0:
         raise PromptError(f"example {example.id!r}: the chat template does not write the question after the picture")
     end = len(text)
@@ -80,7 +88,7 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
         expected = (example.answer or "").strip()
         if not expected:
             raise PromptError(f"example {example.id!r} has no answer to force")
-        closed = _apply(processor, [*messages, {"role": "assistant", "content": [{"type": "text", "text": expected}]}])
+        closed = _apply(processor, [*messages, _turn("assistant", expected)])
         if not closed.startswith(text.rstrip()) or expected not in closed[end:]:
             closed = text + ("" if text[-1:].isspace() else " ") + expected  # templates that open an answer in another way
         text, start = closed, closed.index(expected, len(text.rstrip()))
@@ -89,7 +97,11 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
 
 
 def _system(words: str) -> dict[str, Any]:
-    return {"role": "system", "content": [{"type": "text", "text": words}]}
+    return _turn("system", words)
+
+
+def _turn(role: str, words: str, picture: bool = False) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "image"}] * picture + [{"type": "text", "text": words}]}
 
 
 def _apply(processor: Any, messages: list[dict[str, Any]], ask: bool = False) -> str:
