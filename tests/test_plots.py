@@ -285,6 +285,8 @@ def test_overlay_refuses_what_it_cannot_show():
         heatmap.overlay(pd.concat([weights(), weights()]))
     with pytest.raises(ValueError, match="negative or NaN"):
         heatmap.overlay(weights().assign(weight=-0.1))
+    with pytest.raises(ValueError, match="row holds what is no place"):
+        heatmap.overlay(weights().assign(row=weights()["row"] - 1))
     assert heatmap.overlay(weights().assign(weight=0.0)).axes  # nothing attended: drawn, all clear
 
 

@@ -170,6 +170,7 @@ def test_intervals_hold_their_estimate_and_stay_within_the_data(rows, statistic)
     [
         (([], []), "values is empty"),
         (([1.0, np.nan], [0, 1]), "values holds 1 values that are NaN"),
+        ((["a", "b"], [0, 1]), "values must be numbers"),
         (([1.0, 2.0], [0]), "clusters has 1 rows, not 2"),
         (([1.0, 2.0], ["a", None]), "clusters holds 1 missing"),
         (([1.0, 2.0], [0, 0]), "one cluster"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import platform
 import re
 import sys
@@ -43,7 +44,9 @@ def peak_memory_gb() -> float | None:
 class Record:
     """The record of one notebook.
 
-    out: the run's folder; empty means `data/runs/<notebook>`. Its last part is the run's name. notebook: the file's stem.
+    out: the run's folder; empty means `data/runs/<notebook>`. Its last part is the run's name, and the figures of
+    `<base>/data/runs/<run>` go to `<base>/figures/<run>` (or where the run engine says), those of any other folder to its
+    own `figures/`. notebook: the file's stem.
     title, section: for the gallery (section 0 is the quick start). parameters: the notebook's own, as it ran.
     vlm: the model the tables are about, where they are about one; each table and claim may name another.
     """
@@ -52,9 +55,9 @@ class Record:
         self, *, out: str | Path = "", notebook: str, title: str, section: int, parameters: Mapping[str, Any], vlm: Any = None
     ):
         _check_name("notebook", notebook)
-        self.folder = Path(out) if str(out) else paths.run_folder(notebook)
-        self.run = self.folder.resolve().name
-        self.figure_folder = paths.figure_folder(self.run)
+        self.folder = (Path(out) if str(out) else paths.run_folder(notebook)).resolve()  # the notebook may change folder later
+        self.run = self.folder.name
+        self.figure_folder = _figure_folder(self.folder)
         self.notebook, self.title, self.section, self.vlm = notebook, title, section, vlm
         self.parameters = {name: value for name, value in parameters.items() if name not in WHERE}
         self.claims: dict[str, Claim] = {}
@@ -144,6 +147,13 @@ class Record:
         save_claims(self.claims.values(), self.folder / "claims.json")
         rows = [(one.id, one.rule, one.verdict) for one in self.claims.values()]
         return pd.DataFrame(rows, columns=["claim", "rule", "verdict"])
+
+
+def _figure_folder(folder: Path) -> Path:
+    standard = folder.parts[-3:-1] == ("data", "runs")
+    if standard or os.environ.get("SPATIALPROBES_FIGURES"):
+        return paths.figure_folder(folder.name, folder.parents[2] if standard else None)
+    return folder / "figures"
 
 
 @cache

@@ -248,7 +248,10 @@ def _percentiles(draws: Float[np.ndarray, " draws"], level: float) -> tuple[floa
 
 
 def _column(values, name: str, length: int | None) -> Float[np.ndarray, " n"]:
-    column = np.asarray(values, dtype=float)
+    try:
+        column = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers: {error}") from error
     if column.ndim != 1:
         raise ValueError(f"{name} must be one column, not of shape {column.shape}")
     if column.size == 0:

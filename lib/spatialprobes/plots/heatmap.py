@@ -38,6 +38,9 @@ def overlay(
         )
     if not (frame["weight"] >= 0).all():
         raise ValueError("heatmap.overlay: a weight is negative or NaN")
+    for axis in ("row", "col"):
+        if not ((frame[axis] >= 0) & (frame[axis] % 1 == 0)).all():
+            raise ValueError(f"heatmap.overlay: {axis} holds what is no place in a grid (0, 1, 2, ...)")
     top = float(frame["weight"].max()) if greatest is None else float(greatest)
     scale = Normalize(0, top if top > 0 else 1)
     examples = [(name, rows, list(rows.groupby("word", sort=False))) for name, rows in frame.groupby("example", sort=False)]
@@ -72,8 +75,9 @@ def _ramp() -> ListedColormap:
 
 def _panel(ax: Axes, image: np.ndarray, cells: pd.DataFrame, scale: Normalize):
     """Grey picture, weights over it, box around the thing meant; returns what a colour bar is made from."""
-    grid = np.full((cells["row"].max() + 1, cells["col"].max() + 1), np.nan)
-    grid[cells["row"], cells["col"]] = cells["weight"]
+    rows, cols = cells["row"].to_numpy(dtype=int), cells["col"].to_numpy(dtype=int)
+    grid = np.full((rows.max() + 1, cols.max() + 1), np.nan)
+    grid[rows, cols] = cells["weight"]
     grey = image @ np.array([0.299, 0.587, 0.114]) * 0.6 + 102  # luma of ITU-R BT.601, made pale: colour is for the weights
     aspect = image.shape[0] / image.shape[1]
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=aspect)
