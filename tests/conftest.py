@@ -18,6 +18,14 @@ def tiny_llava(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_llava_pieces(tmp_path_factory):
+    """As tiny_llava, with a tokenizer of word pieces and a template like LLaVA-1.5's, without system prompt and bos."""
+    from tiny import save_llava
+
+    return save_llava(tmp_path_factory.mktemp("models") / "tiny-llava-pieces", tokenizer="pieces", positions=256, seed=2)
+
+
+@pytest.fixture(scope="session")
 def tiny_llava_grouped(tmp_path_factory):
     """As tiny_llava, but 3 layers, 2 key-value heads for 4 query heads, and a template without a system prompt of its own."""
     from tiny import save_llava

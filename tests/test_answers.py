@@ -1,6 +1,7 @@
 """Answers do not depend on batching or prefix sharing, scores equal a slow teacher forcing, parsing never guesses."""
 
 import dataclasses
+import io
 
 import pandas as pd
 import pytest
@@ -35,6 +36,17 @@ def slow_scores(vlm, one):
             total += float(logits.log_softmax(-1)[batch.input_ids[0, index]])
         scores.append(total)
     return scores
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_scores_equal_slow_teacher_forcing_with_word_pieces(tiny_llava_pieces, prefix_cache):
+    vlm = VLM.load(str(tiny_llava_pieces))
+    asked = examples(5)
+    found = score(vlm, asked, batch_size=4, prefix_cache=prefix_cache)
+    expected = [value for one in asked for value in slow_scores(vlm, one)]
+    assert found["logprob"].tolist() == pytest.approx(expected, abs=TOLERANCE)
+    assert found["tokens"].max() > 2
+    assert generate(vlm, asked, prefix_cache=True)["text"].tolist() == generate(vlm, asked, prefix_cache=False)["text"].tolist()
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
@@ -93,6 +105,16 @@ def test_the_same_seed_gives_the_same_sampled_table(vlm):
     draws = [generate(vlm, asked, temperature=2.0, seed=seed) for seed in (3, 3, 4)]
     pd.testing.assert_frame_equal(draws[0], draws[1])
     assert not draws[0].equals(draws[2])
+
+
+def test_the_same_questions_give_the_same_table_byte_for_byte(tiny_llava):
+    """From two loads of the model, written as parquet."""
+    written = []
+    for _ in range(2):
+        vlm, file = VLM.load(str(tiny_llava)), io.BytesIO()
+        answer(vlm, examples(6), by="score").merge(score(vlm, examples(6)), on="id").to_parquet(file)
+        written.append(file.getvalue())
+    assert written[0] == written[1]
 
 
 def test_equal_pictures_of_a_cluster_are_shared_and_unequal_ones_are_not():

@@ -175,6 +175,15 @@ def test_connector_input_and_output(vlm):
         assert torch.equal(alone.connector_input[2], raw.connector_input[2])
 
 
+def test_what_was_captured_can_be_trained_on(vlm):
+    """Tensors made under inference_mode could not be; a linear probe on hidden states must just work."""
+    with capture(vlm, hidden=1) as got:
+        logits = vlm.forward(vlm.encode(examples(3))).logits
+    probe = torch.nn.Linear(64, 1)
+    (probe(got.hidden[1]).sum() + logits.add_(0).sum()).backward()
+    assert probe.weight.grad.abs().sum() > 0
+
+
 def test_nothing_stays_hooked_after_an_exception(vlm):
     batch = vlm.encode(examples(2))
     text, vision = vlm.model.config.text_config, vlm.model.config.vision_config

@@ -56,6 +56,23 @@ def test_a_phrase_is_found_whole_at_every_occurrence_and_in_any_case(vlm):
     assert spans.word("picture", part="system").tolist() == spans.system[3:4].tolist()
 
 
+def test_words_of_several_pieces_are_found_with_all_of_them(tiny_llava_pieces):
+    vlm = VLM.load(str(tiny_llava_pieces))
+    asked = examples(4)
+    batch = vlm.encode(asked, system="look here", answers=True)
+    for row, (spans, one) in enumerate(zip(batch.spans, asked, strict=True)):
+        assert words(vlm, batch, row, spans.bos) == ["<s>"]
+        assert vlm.tokenizer.decode(batch.input_ids[row, spans.user]).strip() == one.question
+        assert vlm.tokenizer.decode(batch.input_ids[row, spans.system]).strip() == "look here"
+        assert vlm.tokenizer.decode(batch.input_ids[row, spans.answer]).strip() == one.answer
+        for word in set(one.question.split()) - {"?"}:
+            assert vlm.tokenizer.decode(batch.input_ids[row, spans.word(word)]).strip() == word
+    circle = batch.spans[0].word("circle")
+    assert len(circle) > 1 and torch.equal(circle, torch.arange(int(circle[0]), int(circle[-1]) + 1))
+    together = torch.cat(list(spans.parts().values())).sort().values
+    assert torch.equal(together, batch.attention_mask[3].nonzero().flatten())
+
+
 def test_a_missing_word_names_those_that_are_there(vlm):
     spans = vlm.encode(examples(1)).spans[0]
     with pytest.raises(KeyError, match=r"'circl' is not in the user text of 'e0'; nearest: 'circle'; words there: is, the, red"):

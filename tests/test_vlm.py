@@ -54,9 +54,9 @@ def test_encode_equals_the_processors_own_encoding(vlm, system):
     assert torch.equal(batch.inputs["pixel_values"], own["pixel_values"])
 
 
-def test_encode_with_default_system_and_answer_equals_the_processors_own(vlm, grouped):
+def test_encode_with_default_system_and_answer_equals_the_processors_own(vlm, grouped, tiny_llava_pieces):
     one = examples(1)[0]
-    for model in (vlm, grouped):
+    for model in (vlm, grouped, VLM.load(str(tiny_llava_pieces))):
         own = model.processor.apply_chat_template(
             conversation(one, answer=one.answer), tokenize=True, return_dict=True, return_tensors="pt"
         )

@@ -35,6 +35,16 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ ' assistant:' }}{%- endif -%}"""
 
+PIECES_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{ message['content'][0]['text'] + ' ' }}
+{%- elif message['role'] == 'user' -%}{{ 'USER: ' }}
+{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>\n' }}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] + ' ' }}{%- endfor -%}
+{%- else -%}{{ 'ASSISTANT: ' + message['content'][0]['text'] + ' ' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
+
 
 def save_llava(
     folder: Path,
@@ -45,12 +55,18 @@ def save_llava(
     positions: int = 128,
     seed: int = 0,
     dtype: str = "float32",
+    tokenizer: str = "words",
 ) -> Path:
-    """A LLaVA of width 64 with 4 heads and 36 vision tokens (48x48 pixels, patch 8), in `folder`."""
+    """A LLaVA of width 64 with 4 heads and 36 vision tokens (48x48 pixels, patch 8), in `folder`.
+
+    tokenizer: "words" with the lab's kind of template, or "pieces" (byte-level BPE, bos by the tokenizer) with LLaVA-1.5's kind.
+    """
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    processor = llava_processor(system)
+    processor = llava_processor(word_tokenizer(), f"{{%- set DEFAULT = '{system}' -%}}" + TEMPLATE)
+    if tokenizer == "pieces":
+        processor = llava_processor(piece_tokenizer(), PIECES_TEMPLATE)
     ids = processor.tokenizer.get_vocab()
     vision = CLIPVisionConfig(
         hidden_size=64,
@@ -62,7 +78,7 @@ def save_llava(
         projection_dim=64,
     )
     text = LlamaConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(ids),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=layers,
@@ -92,23 +108,10 @@ def save_llava(
     return Path(folder)
 
 
-def llava_processor(system: str = SYSTEM):
-    """LlavaProcessor with a tokenizer of whole words and a chat template whose default system prompt is `system` ("": none)."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+def llava_processor(tokenizer, template: str):
+    """LlavaProcessor for 48x48 pixels in patches of 8."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    template = f"{{%- set DEFAULT = '{system}' -%}}" + TEMPLATE
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-    )
     return LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         tokenizer,
@@ -116,6 +119,45 @@ def llava_processor(system: str = SYSTEM):
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
+    )
+
+
+def word_tokenizer():
+    """Whole words, as in the lab."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _fast(words)
+
+
+def piece_tokenizer():
+    """Byte-level pieces learnt from a few words, so that most words are several; the tokenizer puts <s> in front by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    pieces.train_from_iterator(
+        [" the red left is or"] * 3, trainers.BpeTrainer(vocab_size=275, special_tokens=special, initial_alphabet=alphabet)
+    )
+    pieces.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return _fast(pieces)
+
+
+def _fast(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
     )
 
 

@@ -107,7 +107,7 @@ def generate(
     return pd.DataFrame([{"id": one.id, "text": texts[one.id][0], "tokens": texts[one.id][1]} for one in examples])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(
     vlm: VLM,
     examples: Sequence[Example],

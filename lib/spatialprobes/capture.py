@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 VERSION = 1  # of what is captured; part of a store's fingerprint: raise it when values change
-At = "str | Int[Tensor, 'row'] | Int[Tensor, 'example row']"
-Layers = "Sequence[int | str] | Literal['all'] | int | str | None"
+At = str | Tensor | Sequence  # "last", "word:<w>", a part, or token indices [row] or [example, row]
+Layers = Sequence[int | str] | int | str | None  # one, several, or "all"
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from spatialprobes.vlm import VLM
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-Permutation = "Int[Tensor, ' token'] | np.ndarray | Sequence[int]"
-Permutations = "Permutation | Int[Tensor, 'image token'] | Mapping[str, Permutation]"
+Permutation = Tensor | np.ndarray | Sequence[int]  # [token]
+Permutations = Permutation | Mapping[str, Permutation]  # one, [image, token], or one per cluster
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def shared_pictures(examples: Sequence[Example]) -> list[Example]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, answers: bool = False) -> tuple[Batch, DynamicCache, int]:
     """Run the prefixes of these prompts once per distinct picture.
 

@@ -259,13 +259,13 @@ class VLM:
         finally:
             self.whole_prompts -= 1
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what is read may be trained on
     def forward(self, batch: Batch, **options: Any) -> Any:
         """The model's own outputs (`.logits`: [example, token, word]); options go to its forward."""
         with self.running(batch):
             return self.family.forward(self.model, batch.inputs, **{"use_cache": False, **options})
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self, batch: Batch | Sequence[Example], max_new_tokens: int = 8, temperature: float = 0.0, seed: int = 0, **options: Any
     ) -> Int[Tensor, "example new_token"]:
@@ -301,7 +301,7 @@ class VLM:
 
     # What enters the language model
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vision_features(self, examples: Sequence[Example], batch_size: int = 64) -> list[Float[Tensor, "token width"]]:
         """What enters the language model for each example's picture, in raster order, interventions included.
 
