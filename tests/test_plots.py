@@ -186,17 +186,29 @@ def test_accuracy_puts_points_intervals_and_chance_where_the_table_says():
     assert labels == ["semantic.colour  (n = 200)", "relation.horizontal  (n = 200)"]
 
 
+def test_unknown_chance_is_left_out():
+    assert_legible(plots.draw("permutation.accuracy", accuracies().assign(chance=np.nan), {}))
+    figure = plots.draw("training.curves", learning().assign(chance=np.nan), {})
+    assert "colour" in [words for words, _ in texts(figure)] and not any("nan" in words for words, _ in texts(figure))
+
+
 def test_accuracy_draws_into_given_axes():
     ax = Figure().subplots()
     assert permutation.accuracy(accuracies(), ax=ax) is ax.figure
     assert training.curves(learning(), ax=(other := Figure().subplots())) is other.figure
 
 
-def test_accuracy_refuses_repeated_rows_and_unknown_kinds():
+def test_accuracy_heads_each_kind_semantic_and_spatial_first():
+    frame = accuracies().assign(kind=["depth", "depth", "spatial", "spatial"])
+    frame = pd.concat([frame, accuracies().assign(group=lambda rows: rows["group"] + " again")])
+    figure = plots.draw("permutation.accuracy", frame, {})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["semantic", "spatial", "depth"]
+    assert_legible(figure)
+
+
+def test_accuracy_refuses_repeated_rows():
     with pytest.raises(ValueError, match=r"'semantic\.colour' under 'original' stands twice"):
         permutation.accuracy(pd.concat([accuracies(), accuracies()]))
-    with pytest.raises(ValueError, match="kind 'moral' is not one of semantic, spatial"):
-        permutation.accuracy(accuracies().assign(kind="moral"))
 
 
 def test_norms_print_medians_and_their_ratio():

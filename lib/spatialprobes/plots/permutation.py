@@ -14,25 +14,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "D", "s", "^", "v", "P")
-KINDS = ("semantic", "spatial")
+FIRST = ("semantic", "spatial")
 
 
 def accuracy(frame: pd.DataFrame, *, ax: Axes | None = None, width: str = "two") -> Figure:
     """Accuracy of each question group under each condition, with its interval and chance level.
 
-    Columns: group (text), kind ("semantic" or "spatial"), condition ("original" or "permuted"), accuracy, low, high and chance
-    (shares in [0, 1]), n (questions). One row for each group and condition. Groups of a kind stand together, in the table's
-    order. Raises ValueError for a missing column, a repeated group and condition, or an unknown kind.
+    Columns: group (text), kind (text, such as "semantic" or "spatial"), condition ("original" or "permuted"), accuracy, low,
+    high and chance (shares in [0, 1]; chance NaN where unknown), n (questions). One row for each group and condition. Groups of
+    a kind stand together under its name, semantic and spatial ones first, else in the table's order. Raises ValueError for a
+    missing column or a repeated group and condition.
     """
     need(frame, ("group", "kind", "condition", "accuracy", "low", "high", "chance", "n"), "permutation.accuracy")
     if (twice := frame.duplicated(["group", "condition"])).any():
         row = frame[twice].iloc[0]
         raise ValueError(f"permutation.accuracy: {row['group']!r} under {row['condition']!r} stands twice in the table")
-    if unknown := sorted(set(frame["kind"]) - set(KINDS)):
-        raise ValueError(f"permutation.accuracy: kind {unknown[0]!r} is not one of {', '.join(KINDS)}")
+    kinds = [
+        *(kind for kind in FIRST if kind in set(frame["kind"])),
+        *dict.fromkeys(frame.loc[~frame["kind"].isin(FIRST), "kind"]),
+    ]
     conditions = list(dict.fromkeys(frame["condition"]))
     places, bottom = {}, 0.0
-    for kind in KINDS:
+    for kind in kinds:
         for group in dict.fromkeys(frame.loc[frame["kind"] == kind, "group"]):
             places[group] = bottom = bottom + 1
         bottom += 0.8  # room for the next kind's heading
@@ -48,10 +51,10 @@ def accuracy(frame: pd.DataFrame, *, ax: Axes | None = None, width: str = "two")
     once = frame.drop_duplicates("group")
     y = once["group"].map(places)
     ax.vlines(once["chance"], y - 0.36, y + 0.36, color=GREY, linestyle=(0, (2, 1.2)), linewidth=1.1, label="chance")
-    for kind in KINDS:
-        if (of_kind := once["kind"] == kind).any():
-            top = y[of_kind].min() - 0.62
-            ax.text(0.0, top, kind, color=COLOURS[kind], weight="bold", va="center", transform=ax.get_yaxis_transform())
+    for kind in kinds:
+        top = y[once["kind"] == kind].min() - 0.62
+        look = {"color": COLOURS.get(kind, "#000000"), "weight": "bold", "va": "center", "parse_math": False}
+        ax.text(0.0, top, kind, transform=ax.get_yaxis_transform(), **look)
     ax.set_yticks(list(places.values()), [_label(frame, group) for group in places], parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(bottom - 0.1, 0.1)  # the first group on top

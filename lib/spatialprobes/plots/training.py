@@ -23,9 +23,9 @@ def curves(frame: pd.DataFrame, *, scale: str = "log", ax: Axes | None = None, w
     """Accuracy over the samples seen in training, one line for each question group with its interval as a band.
 
     Columns: samples (seen so far, 0 or more), group (text), accuracy, low, high (shares in [0, 1]). Optional: chance, the same
-    on all rows of a group; drawn dotted, and as a number beside the group's name. scale: of the samples, "log" (0 stands left
-    of the first positive count) or "linear". Raises ValueError for a missing column, an unknown scale, or a group with two rows
-    at one count of samples.
+    on all rows of a group (NaN where unknown); drawn dotted, and as a number beside the group's name. scale: of the samples,
+    "log" (0 stands left of the first positive count) or "linear". Raises ValueError for a missing column, an unknown scale, or
+    a group with two rows at one count of samples.
     """
     need(frame, ("samples", "group", "accuracy", "low", "high"), "training.curves")
     if scale not in SCALES:
@@ -39,11 +39,11 @@ def curves(frame: pd.DataFrame, *, scale: str = "log", ax: Axes | None = None, w
         rows = rows.sort_values("samples")
         tint = CYCLE[index % len(CYCLE)]
         look = {"marker": MARKERS[index % len(MARKERS)], "linestyle": LINES[index // len(CYCLE) % len(LINES)], "markersize": 3.5}
-        label = f"{group} ({rows['chance'].iloc[0]:.2f})" if with_chance else str(group)
+        label = f"{group} ({rows['chance'].iloc[0]:.2f})" if with_chance and rows["chance"].notna().all() else str(group)
         ax.fill_between(rows["samples"], rows["low"], rows["high"], color=tint, alpha=0.15, linewidth=0)
         ax.plot(rows["samples"], rows["accuracy"], color=tint, label=label, **look)
     if with_chance:
-        levels = sorted(set(frame["chance"]))
+        levels = sorted(frame["chance"].dropna().unique())
         ax.hlines(levels, 0, 1, transform=ax.get_yaxis_transform(), color=GREY, linewidth=0.9, linestyle=":", zorder=0)
     if scale == "log" and (frame["samples"] > 0).any():
         _log_axis(ax, frame["samples"])
