@@ -293,11 +293,16 @@ def test_read_all_leaves_out_by_name_or_stops(tmp_path):
         calls.append(1)
         return quadrants()
 
-    images = [tmp_path / "good.png", tmp_path / "bad.png", counted, counted, quadrants(), lambda: None]
+    images = [tmp_path / "good.png", tmp_path / "bad.png", counted, counted, quadrants(), lambda: None, tmp_path / "bad.png"]
     examples = [Example(id=f"e{i}", image=image, question="what ?") for i, image in enumerate(images)]
     good, bad = read_all(examples)
     assert good == [examples[i] for i in (0, 2, 3, 4)]
-    assert [(entry.example, entry.name) for entry in bad] == [("e1", str(tmp_path / "bad.png")), ("e5", "e5")]
+    assert [(entry.example, entry.name) for entry in bad] == [
+        ("e1", str(tmp_path / "bad.png")),
+        ("e5", "e5"),
+        ("e6", str(tmp_path / "bad.png")),
+    ]
+    assert str(bad[0]).startswith(f"e1 ({tmp_path / 'bad.png'}): ") and str(bad[1]).startswith("e5: ")
     assert all(entry.reason and entry.name in str(entry) for entry in bad)
     assert len(calls) == 1
     with pytest.raises(ImageError, match=r"bad\.png"):

@@ -60,7 +60,8 @@ class Unreadable:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}" if self.example in self.name else f"{self.example} ({self.name}): {self.reason}"
+        which = self.name if self.name.endswith(self.example) else f"{self.example} ({self.name})"
+        return f"{which}: {self.reason}"
 
 
 def open_image(
@@ -123,26 +124,27 @@ def read_all(examples: Iterable[Example], strict: bool = False, **options) -> tu
     """The examples whose pictures can be read, and a list of those that can't, in the order given.
 
     Each picture is decoded once to see, and let go, so memory stays that of one; pictures from the network are kept, already
-    decoded, so that they are fetched once. Examples that share one picture object are checked once.
+    decoded, so that they are fetched once. A picture that several examples share is checked once.
     strict: the first unreadable picture raises ImageError instead. options: those of ``open_image``.
     """
     good, bad = [], []
-    seen: dict[int, tuple[Source, Source | ImageError]] = {}  # by identity; the source is held, so an id can't be reused
+    seen: dict[str | int, tuple[Source, Image.Image | ImageError | None]] = {}  # with the source, so that no id is used again
     for example in examples:
         source = example.image
-        if id(source) not in seen:
+        key = str(source) if isinstance(source, (str, Path)) else id(source)
+        if key not in seen:
             try:
                 picture = open_image(source, name=_name(source, example.id), **options)
-                seen[id(source)] = (source, picture if isinstance(source, str) and _scheme(source) else source)
+                seen[key] = (source, picture if isinstance(source, str) and _scheme(source) else None)
             except ImageError as error:
                 if strict:
                     raise
-                seen[id(source)] = (source, error)
-        outcome = seen[id(source)][1]
+                seen[key] = (source, error)
+        outcome = seen[key][1]
         if isinstance(outcome, ImageError):
             bad.append(Unreadable(example.id, outcome.name, outcome.reason))
         else:
-            good.append(example if outcome is source else replace(example, image=outcome))
+            good.append(replace(example, image=outcome) if outcome else example)
     return good, bad
 
 
