@@ -58,8 +58,8 @@ check: install  ## ruff, import contract, lock = environment.yaml, twins in sync
 	@$(PY) tests/house.py check
 	@$(PY) -m pip check
 
-lab: install  ## train the lab's models again from nothing (resumes after a kill, uses a GPU when there is one)
-	@$(PROBES) lab
+lab: install  ## train the lab's models again, from nothing, into data/training/zoo (resumes after a kill, uses a GPU when there is one)
+	@$(PROBES) lab --out data/training/zoo
 
 bench: install  ## measure: benchmarks/*.py, each prints its table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done

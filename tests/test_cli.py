@@ -162,3 +162,14 @@ def test_papermill_help_shows_type_default_and_meaning_of_each_parameter(noteboo
         assert parameter.meaning
         assert re.search(rf"{parameter.name}: {re.escape(parameter.annotation)} \(default {default}\) ", text), parameter.name
         assert " ".join(parameter.meaning.split()) in text
+
+
+def test_lab_trains_the_seeds_asked_for(tmp_path, monkeypatch):
+    from spatialprobes import lab
+
+    asked = []
+    monkeypatch.setattr(lab, "train_zoo", lambda *words, **options: asked.append((words, options)) or [tmp_path / "lab-llava"])
+    assert call("lab", "--seed", "1", "--seed", "2", "--out", str(tmp_path)).stdout == f"{tmp_path / 'lab-llava'}\n"
+    assert call("lab", "--again").exit_code == 0
+    assert asked[0] == (((1, 2), tmp_path), {"again": False})
+    assert asked[1][0][0] == (0, 1, 2) and asked[1][1] == {"again": True}

@@ -171,17 +171,16 @@ def gallery() -> None:
 
 @app.command()
 def lab(
-    models: Annotated[
-        list[str] | None, typer.Argument(help="Models to train, and what they are trained from.", show_default="all")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed (may be repeated).", show_default="the recipe's")] = None,
-    out: Annotated[str, typer.Option(help="Folder for the weights.", show_default="data/lab")] = "",
+    seed: Annotated[list[int], typer.Option(help="Seed of lab-llava; repeat the option for several.")] = [0, 1, 2],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Folder for the models.", show_default="data/lab")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Also models that are there already.", **OFF)] = False,
 ) -> None:
-    """Train the lab's models from nothing; goes on where it was stopped, uses a GPU when there is one."""
-    from . import lab as zoo
+    """Train the lab's models that are missing, from nothing; goes on where it was stopped, uses a GPU when there is one."""
     from . import paths
+    from .lab import train_zoo
 
-    zoo.build(models or None, seeds=seed or None, out=Path(out) if out else paths.lab_folder())
+    for folder in train_zoo(tuple(seed), Path(out) if out else paths.lab_folder(), again=again):
+        typer.echo(str(folder))
 
 
 @app.command()
