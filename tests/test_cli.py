@@ -173,3 +173,12 @@ def test_lab_trains_the_seeds_asked_for(tmp_path, monkeypatch):
     assert call("lab", "--again").exit_code == 0
     assert asked[0] == (((1, 2), tmp_path), {"again": False})
     assert asked[1][0][0] == (0, 1, 2) and asked[1][1] == {"again": True}
+
+
+def test_redraw_and_gallery_work_where_torch_cannot_be_imported(root):
+    for command in ("redraw", "gallery"):
+        code = f"import sys; sys.modules['torch'] = None; sys.argv[1:] = ['{command}']; from spatialprobes.cli import app; app()"
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"Gallery: {root / 'figures' / 'index.html'}" in done.stdout
+    assert "one" in (root / "figures" / "index.html").read_text()
