@@ -7,30 +7,26 @@ models of one recipe differ only in its named options and the seed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import CLIPModel, LlamaForCausalLM
 
 from spatialprobes import lab_models
-from spatialprobes.lab_batches import IGNORED, MIX, QUESTION_GROUPS, TextData, TowerData, TurnData
+from spatialprobes.lab_batches import MIX, QUESTION_GROUPS, TextData, TowerData, TurnData
+from spatialprobes.lab_cards import EVALUATION_SEED, Curve, card, input_norms, proportion, retrieval, similarity, turn_accuracy
 from spatialprobes.paths import lab_folder, root
 from spatialprobes.train import EachSteps, fit
 from spatialprobes.worlds.lab import COLOURS, SHAPES
 from spatialprobes.worlds.lab_questions import GROUPS
-
-EVALUATION_SEED = 1_000_003  # a stream of scenes that no training ever draws from
-Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,15 @@ class Pass:
 class Recipe:
     """How the lab's LLaVA comes to be. The tower and the text pass are the ancestors that all variants share."""
 
-    tower: Pass = Pass(items=1200 * 128, batch_size=128, lr=1e-3, muon_lr=2e-3)
-    text: Pass = Pass(items=700 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
-    stage1: Pass = Pass(items=300 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
-    stage2: Pass = Pass(items=6000 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    tower: Pass = Pass(items=1300 * 128, batch_size=128, lr=1e-3, muon_lr=2e-3)
+    text: Pass = Pass(items=700 * 48, batch_size=48, lr=1e-3, muon_lr=2e-3)
+    stage1: Pass = Pass(items=200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=4000 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
     mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
     turns: int = 12
-    easy: int = 400 * 32
+    easy: int = 300 * 32
     perspective: tuple[float, ...] = (0.0, 0.5)
+    scales: tuple[int, ...] = tuple(range(0, 4000, 400))  # steps of stage 2 at which a copy of seed 0 is kept
 
     def of(self, *parts: str) -> dict:
         """The named parts as plain data (all of them by default): what a card states and its hash covers."""
@@ -91,132 +88,7 @@ class TowerPretraining(nn.Module):
         return {"loss": contrastive + helper, "patch_logits": labels, "logits": logits}
 
 
-def similarity(clip: CLIPModel, vision: Tensor, text: Tensor) -> Tensor:
-    """Scaled cosine [image, text] of pooled outputs."""
-    image = F.normalize(clip.visual_projection(vision), dim=-1)
-    words = F.normalize(clip.text_projection(text), dim=-1)
-    return clip.logit_scale.exp() * image @ words.T
-
-
-# ---- measuring ----
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion."""
-    p, z2 = right / n, Z * Z
-    middle, half = p + z2 / (2 * n), Z * ((p * (1 - p) + z2 / (4 * n)) / n) ** 0.5
-    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
-
-
-@torch.no_grad()
-def turn_accuracy(model: LlavaForConditionalGeneration, data: TurnData, batch_size: int = 64) -> dict[str, tuple[int, int]]:
-    """{group: (right, asked)} on single-turn prompts that share their picture; right = every token of the answer is the likeliest."""
-    was_training, device = model.training, model.device
-    model.eval()
-    counts = {group: [0, 0] for group in data.groups}
-    for start in range(0, len(data), batch_size):
-        items = [data[i] for i in range(start, min(start + batch_size, len(data)))]
-        batch = {k: v.to(device) for k, v in data.collate(items).items()}
-        labels = batch.pop("labels")[:, 1:]
-        hit = (model(**batch).logits[:, :-1].argmax(-1) == labels).cpu()
-        asked = (labels != IGNORED).cpu()
-        for (_, turns), row, known in zip(items, hit, asked, strict=True):
-            answered = row[known].split([len(turn.answer) for turn in turns])
-            for turn, tokens in zip(turns, answered, strict=True):
-                counts[turn.group][0] += bool(tokens.all())
-                counts[turn.group][1] += 1
-    model.train(was_training)
-    return {group: (right, n) for group, (right, n) in counts.items() if n}
-
-
-@torch.no_grad()
-def retrieval(clip: CLIPModel, data: TowerData, among: int = 100) -> tuple[int, int]:
-    """(right, asked): pictures whose own caption is the nearest of ``among`` captions of other pictures."""
-    right, asked = 0, len(data) // among * among
-    for start in range(0, asked, among):
-        batch = {k: v.to(clip.device) for k, v in data.collate([data[i] for i in range(start, start + among)]).items()}
-        text = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
-        scores = similarity(clip, clip.vision_model(pixel_values=batch["pixel_values"]).pooler_output, text)
-        right += int((scores.argmax(1) == torch.arange(among, device=scores.device)).sum())
-    return right, asked
-
-
-@torch.no_grad()
-def input_norms(model: LlavaForConditionalGeneration, data: TurnData) -> dict[str, float]:
-    """Mean L2 norm of what enters the language model: vision tokens, the words of the questions, and their ratio."""
-    batch = data.collate([data[i] for i in range(64)])
-    features = model.model.get_image_features(pixel_values=batch["pixel_values"].to(model.device)).pooler_output
-    vision = torch.cat([f.flatten(0, -2) for f in features]).norm(dim=-1).mean().item()
-    words = batch["input_ids"][batch["input_ids"] > 4].to(model.device)
-    text = model.get_input_embeddings()(words).norm(dim=-1).mean().item()
-    return {"vision": round(vision, 4), "text": round(text, 4), "ratio": round(vision / text, 3)}
-
-
-class Curve:
-    """Accuracy by group over training, kept in a file so that a resumed run goes on with it."""
-
-    def __init__(self, path: Path, batch_size: int, scenes: int = 192):
-        self.path, self.batch_size = path, batch_size
-        self.data = TurnData(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0), turns=16)
-
-    def __call__(self, step: int, model: nn.Module) -> None:
-        points = [p for p in self.read() if p["step"] < step]
-        accuracy = {group: list(count) for group, count in turn_accuracy(model, self.data).items()}
-        points.append({"step": step, "samples": step * self.batch_size, "accuracy": accuracy})
-        write_json(self.path, points)
-        print(
-            f"step {step}",
-            " ".join(f"{g.replace('relation', 'rel').replace('semantic', 'sem')} {r / n:.2f}" for g, (r, n) in accuracy.items()),
-            flush=True,
-        )
-
-    def read(self) -> list[dict]:
-        return json.loads(self.path.read_text()) if self.path.is_file() else []
-
-
-# ---- cards ----
-def machine() -> dict[str, str | int]:
-    """Where a model was trained: processor, threads, accelerator."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"processor": cpu, "cores": os.cpu_count() or 0, "threads": torch.get_num_threads(), "gpu": gpu}
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if os.path.exists(path) else []
-
-
-def write_json(path: Path, content: object) -> None:
-    """Sorted, readable JSON, put in place at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
-
-
-def proportion(right: int, n: int) -> dict[str, float | int]:
-    low, high = wilson(right, n)
-    return {"accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
-
-
-def card(
-    name: str, model: PreTrainedModel, recipe: dict, ancestors: list[str], seed: int, samples: int, minutes: float, **measured
-) -> dict:
-    """What stands beside every model's weights. Accuracies are on scenes of a stream that no training draws from."""
-    versions = {p: importlib.metadata.version(p) for p in ("torch", "transformers", "accelerate", "numpy")}
-    return {
-        "name": name, "recipe": recipe, "recipe_hash": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12], "ancestors": ancestors, "seed": seed,
-        "samples": samples, "minutes": round(minutes, 1), "parameters": lab_models.parameters(model), "machine": machine(),
-        "versions": versions, "evaluation_seed": EVALUATION_SEED, **measured,
-    }  # fmt: skip
-
-
 # ---- the zoo ----
-def folders() -> tuple[Path, Path]:
-    """(where trained models go, where unfinished training is kept)."""
-    return lab_folder(), root() / "data" / "training"
-
-
 def train_clip(recipe: Recipe, out: Path, work: Path) -> None:
     """lab-clip: tower and text encoder from nothing."""
     begun, plan = time.time(), recipe.tower
@@ -233,7 +105,7 @@ def train_clip(recipe: Recipe, out: Path, work: Path) -> None:
         accuracy={"retrieval among 100": proportion(*retrieval(model.clip, fresh)),
                   "foreground patches (helper head)": proportion(int(shown.sum()), shown.numel())},
         bars={"retrieval among 100": 0.95},
-        note="Contrastive training with two helpers on the last layer but one (what a patch shows, how near it is); their heads are thrown away.",
+        note="Contrastive, with two helpers on the last layer but one (what a patch shows, how near); their heads are dropped.",
     )  # fmt: skip
     words = lab_models.processor()
     lab_models.save(model.clip, out / "lab-clip", words.tokenizer, {"card.json": _json(content)})
@@ -245,16 +117,9 @@ def train_text(recipe: Recipe, out: Path, work: Path) -> None:
     begun, plan = time.time(), recipe.text
     model = lab_models.language_model(0)
     fit(model, TextData(0, plan.items), TextData.collate, work / "lab-text", **_pass(plan), seed=0)
-    fresh = TextData(EVALUATION_SEED, 1000)
-    items = [fresh[i] for i in range(len(fresh))]
-    short = [item for item in items if sum(label != IGNORED for label in item[1]) <= 3]
-    batch = fresh.collate(short)
-    model.eval()
-    labels = batch.pop("labels")[:, 1:]
-    with torch.no_grad():
-        hit = (model(**batch).logits[:, :-1].argmax(-1) == labels) | (labels == IGNORED)
+    accuracy = turn_accuracy(model, TextData(EVALUATION_SEED, 1000))
     content = card("lab-text", model, recipe.of("text"), [], 0, plan.items, (time.time() - begun) / 60,
-                   accuracy={"questions about a caption": proportion(int(hit.all(1).sum()), len(short))}, bars={})  # fmt: skip
+                   accuracy={group: proportion(*count) for group, count in accuracy.items()}, bars={})  # fmt: skip
     lab_models.save(model, out / "lab-text", lab_models.tokenizer(), {"card.json": _json(content)})
 
 
@@ -262,18 +127,16 @@ SHARED = {"vision_tower.": "../shared/tower.safetensors", "model.vision_tower.":
 
 
 def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tuple[int, ...] = ()) -> None:
-    """lab-llava (seed 0) or lab-llava-seed<k>: stage 1 (connector, captions) and stage 2 (connector and language model, questions).
+    """lab-llava (seed 0) or lab-llava-seed<k>: stage 1 (connector; captions), stage 2 (connector and language model; questions).
 
     scales: steps of stage 2 after which a copy is kept as lab-llava-<samples>; step 0 is lab-llava-vanilla.
     """
-    name = "lab-llava" if seed == 0 else f"lab-llava-seed{seed}"
+    name = llava_name(seed)
     begun, here = time.time(), work / name
     model = lab_models.llava(seed)
-    ancestors = (
-        CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32),
-        LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32),
-    )
-    lab_models.adopt(model, *ancestors)
+    tower = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
+    text = LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32)
+    lab_models.adopt(model, tower, text)
     fresh = TurnData(EVALUATION_SEED, 64, dict.fromkeys(QUESTION_GROUPS, 1.0))
     norms = {"start": input_norms(model, fresh)}
 
@@ -290,17 +153,20 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
     questions = TurnData(200 + seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
     curve = Curve(here / "curve.json", plan.batch_size)
 
-    def keep(label: str, samples: int) -> None:
-        describe = card(label, model, recipe.of(), ["lab-clip", "lab-text"], seed, samples, (time.time() - begun) / 60,
-                        accuracy={g: proportion(*c) for g, c in turn_accuracy(model, TurnData(EVALUATION_SEED, 1000, dict.fromkeys(QUESTION_GROUPS, 1.0))).items()},
-                        norms={**norms, "now": input_norms(model, fresh)}, bars=BARS if label == name else {})  # fmt: skip
-        lab_models.save(
-            model, out / label, lab_models.processor(), {"card.json": _json(describe), "curve.json": _json(curve.read())}, SHARED
-        )
+    def keep(label: str, samples: int, scenes: int) -> None:
+        test = TurnData(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0))
+        stated = card(
+            label, model, recipe.of(), ["lab-clip", "lab-text"], seed, samples, (time.time() - begun) / 60,
+            accuracy={group: proportion(*count) for group, count in turn_accuracy(model, test).items()},
+            norms={**norms, "now": input_norms(model, fresh)}, bars=BARS if label == name else {},
+        )  # fmt: skip
+        files = {"card.json": _json(stated), "curve.json": _json(curve.read())}
+        lab_models.save(model, out / label, lab_models.processor(), files, SHARED)
 
     def at_scale(step: int, _: nn.Module) -> None:
         if step in scales:
-            keep("lab-llava-vanilla" if step == 0 else f"lab-llava-{step * plan.batch_size}", step * plan.batch_size)
+            label = "lab-llava-vanilla" if step == 0 else f"lab-llava-{step * plan.batch_size}"
+            keep(label, step * plan.batch_size, 300)
 
     fit(
         model,
@@ -311,8 +177,7 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
         seed=seed,
         callbacks=[EachSteps(200, curve), EachSteps(100, at_scale)],
     )
-    norms["end"] = input_norms(model, fresh)
-    keep(name, plan.items)
+    keep(name, plan.items, 1500)
 
 
 BARS = {
@@ -327,3 +192,29 @@ def _pass(plan: Pass) -> dict:
 
 def _json(content: object) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def llava_name(seed: int) -> str:
+    return "lab-llava" if seed == 0 else f"lab-llava-seed{seed}"
+
+
+def train_zoo(
+    seeds: Sequence[int] = (0, 1, 2), out: Path | None = None, recipe: Recipe | None = None, again: bool = False
+) -> list[Path]:
+    """Train what is missing, ancestors first, and return the folders of the models.
+
+    seeds: of lab-llava. out: where the models go (data/lab if None); unfinished training is kept in data/training and gone on
+    with. again: also what is there already.
+    """
+    recipe, out = recipe or Recipe(), out or lab_folder()
+    work = root() / "data" / "training"
+    plan = {"lab-clip": partial(train_clip, recipe, out, work), "lab-text": partial(train_text, recipe, out, work)}
+    for seed in seeds:
+        scales = recipe.scales if seed == 0 else ()
+        plan[llava_name(seed)] = partial(train_llava, recipe, out, work, seed, scales)
+    for name, train in plan.items():
+        if again or not (out / name / "card.json").is_file():
+            print(f"training {name}", flush=True)
+            train()
+            shutil.rmtree(work / name, ignore_errors=True)
+    return [out / name for name in plan]

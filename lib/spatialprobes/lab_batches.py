@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from spatialprobes.worlds.lab import WORLD, Scene, draw_with_patches, render, scene
 from spatialprobes.worlds.lab_language import CAPTION_REQUEST, ID, SYSTEM_PROMPT, caption, ids, parse_caption
 from spatialprobes.worlds.lab_questions import GROUPS, Question, ask
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
 
 PERSPECTIVE = (0.0, 0.5)
 PAD, BOS, EOS, IMAGE = ID["<pad>"], ID["<s>"], ID["</s>"], ID["<image>"]
@@ -88,47 +91,8 @@ def answerable(question: Question, words: str, shown: Scene) -> bool:
     things = {form: t.name for t in shown.things for form in (t.shape, f"{t.colour} one", t.name)}
     horizontal = {"left of": True, "right of": True, "above": False, "under": False}
     asked = question.group == "relation.horizontal" or question.category in ("left", "right")
-    return any(
-        {c.subject, c.reference} == {things[question.subject], things[question.reference]} and horizontal[c.relation] == asked
-        for c in parse_caption(words)
-    )
-
-
-class TextData(Dataset):
-    """Text alone: a caption, or a caption followed by a question that it answers. Loss on caption and answer."""
-
-    GROUPS = (*SEMANTIC, "relation.horizontal", "relation.vertical", "2ds.color_rel", "2ds.shape_rel", "2ds.shape_color_rel")
-
-    def __init__(self, seed: int, count: int, perspective: float | tuple[float, ...] = PERSPECTIVE):
-        self.seed, self.count, self.perspective = seed, count, perspective
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
-        rng = np.random.default_rng([self.seed, index, 1])
-        shown = scene(self.seed, index, self.perspective)
-        words = caption(shown, rng)
-        text = [BOS, *ids(SYSTEM_PROMPT), USER]
-        if rng.random() < 0.25:
-            text += [*ids(CAPTION_REQUEST), ASSISTANT]
-            answer = [*ids(words), EOS]
-            return [*text, *answer], [IGNORED] * len(text) + answer
-        question = None
-        while question is None or not answerable(question, words, shown):
-            question = ask(shown, self.GROUPS[int(rng.integers(len(self.GROUPS)))], rng)
-        turn = as_turn(question)
-        text += [*ids(words), *turn.question]
-        return [*text, *turn.answer], [IGNORED] * len(text) + turn.answer
-
-    @staticmethod
-    def collate(items: list) -> dict[str, Tensor]:
-        input_ids = pad([text for text, _ in items], PAD)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (input_ids != PAD).long(),
-            "labels": pad([labels for _, labels in items], IGNORED),
-        }
+    pair = {things[question.subject], things[question.reference]}
+    return any({c.subject, c.reference} == pair and horizontal[c.relation] == asked for c in parse_caption(words))
 
 
 @dataclass(frozen=True)
@@ -142,6 +106,66 @@ class Turn:
 
 def as_turn(question: Question) -> Turn:
     return Turn(question.group, [*ids(question.text), ASSISTANT], [*ids(question.answer), EOS])
+
+
+def pack(prefixes: Sequence[Sequence[int]], all_turns: Sequence[Sequence[Turn]]) -> dict[str, Tensor]:
+    """Rows of a prefix and its turns, each turn with the positions and the context it would have alone after the prefix.
+
+    Returns input_ids, labels (answers only), position_ids, all int64 [n, T], and attention_mask bool [n, 1, T, T], True = may see.
+    """
+    n = len(prefixes)
+    length = max(
+        len(p) + sum(len(t.question) + len(t.answer) for t in turns) for p, turns in zip(prefixes, all_turns, strict=True)
+    )
+    input_ids, labels = np.full((n, length), PAD, np.int64), np.full((n, length), IGNORED, np.int64)
+    positions, block = np.zeros((n, length), np.int64), np.full((n, length), -1, np.int64)
+    for i, (prefix, turns) in enumerate(zip(prefixes, all_turns, strict=True)):
+        at = start = len(prefix)
+        input_ids[i, :start], positions[i, :start], block[i, :start] = prefix, np.arange(start), 0
+        for number, turn in enumerate(turns, 1):
+            middle, end = at + len(turn.question), at + len(turn.question) + len(turn.answer)
+            input_ids[i, at:end] = turn.question + turn.answer
+            labels[i, middle:end] = turn.answer
+            positions[i, at:end], block[i, at:end] = np.arange(start, start + end - at), number
+            at = end
+    blocks = torch.from_numpy(block)
+    same = (blocks[:, :, None] == blocks[:, None, :]) | (blocks[:, None, :] == 0)
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "labels": torch.from_numpy(labels),
+        "position_ids": torch.from_numpy(positions),
+        "attention_mask": (same & torch.ones(length, length, dtype=torch.bool).tril())[:, None],
+    }
+
+
+class TextData(Dataset):
+    """Text alone: a caption to be written, or a caption to be read and turns that it answers, each as if it were the only one."""
+
+    GROUPS = (*SEMANTIC, "relation.horizontal", "relation.vertical", "2ds.color_rel", "2ds.shape_rel", "2ds.shape_color_rel")
+
+    def __init__(self, seed: int, count: int, turns: int = 10, perspective: float | tuple[float, ...] = PERSPECTIVE):
+        self.seed, self.count, self.turns, self.perspective = seed, count, turns, perspective
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[Turn]]:
+        rng = np.random.default_rng([self.seed, index, 1])
+        shown = scene(self.seed, index, self.perspective)
+        words = caption(shown, rng)
+        start = [BOS, *ids(SYSTEM_PROMPT), USER]
+        if rng.random() < 0.2:
+            return start, [Turn("caption", [*ids(CAPTION_REQUEST), ASSISTANT], [*ids(words), EOS])]
+        turns: list[Turn] = []
+        while len(turns) < self.turns:
+            question = ask(shown, self.GROUPS[int(rng.integers(len(self.GROUPS)))], rng)
+            if question is not None and answerable(question, words, shown):
+                turns.append(as_turn(question))
+        return [*start, *ids(words)], turns
+
+    @staticmethod
+    def collate(items: list) -> dict[str, Tensor]:
+        return pack(*zip(*items, strict=True))
 
 
 class TurnData(Dataset):
@@ -184,28 +208,5 @@ class TurnData(Dataset):
 
     @staticmethod
     def collate(items: list) -> dict[str, Tensor]:
-        """input_ids, labels, position_ids [n, T]; attention_mask bool [n, 1, T, T] (True = may see); pixel_values."""
-        images, all_turns = zip(*items, strict=True)
-        n, start = len(items), len(PREFIX)
-        length = max(start + sum(len(t.question) + len(t.answer) for t in turns) for turns in all_turns)
-        input_ids, labels = np.full((n, length), PAD, np.int64), np.full((n, length), IGNORED, np.int64)
-        positions, block = np.zeros((n, length), np.int64), np.full((n, length), -1, np.int64)
-        for i, turns in enumerate(all_turns):
-            input_ids[i, :start], positions[i, :start], block[i, :start] = PREFIX, np.arange(start), 0
-            at = start
-            for number, turn in enumerate(turns, 1):
-                middle, end = at + len(turn.question), at + len(turn.question) + len(turn.answer)
-                input_ids[i, at:end] = turn.question + turn.answer
-                labels[i, middle:end] = turn.answer
-                positions[i, at:end], block[i, at:end] = np.arange(start, start + end - at), number
-                at = end
-        block_ids = torch.from_numpy(block)
-        same = (block_ids[:, :, None] == block_ids[:, None, :]) | (block_ids[:, None, :] == 0)
-        mask = same & torch.ones(length, length, dtype=torch.bool).tril()
-        return {
-            "pixel_values": normalise(np.stack(images)),
-            "input_ids": torch.from_numpy(input_ids),
-            "labels": torch.from_numpy(labels),
-            "position_ids": torch.from_numpy(positions),
-            "attention_mask": mask[:, None],
-        }
+        images, turns = zip(*items, strict=True)
+        return {"pixel_values": normalise(np.stack(images)), **pack([PREFIX] * len(items), turns)}

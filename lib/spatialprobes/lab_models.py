@@ -71,8 +71,15 @@ def processor(size: int = WORLD.size, patch: int = WORLD.patch) -> LlavaProcesso
 
 
 def _tower_config(size: int, patch: int) -> CLIPVisionConfig:
-    return CLIPVisionConfig(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=TOWER_DEPTH, num_attention_heads=HEADS,
-                            image_size=size, patch_size=patch, projection_dim=WIDTH)  # fmt: skip
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=TOWER_DEPTH,
+        num_attention_heads=HEADS,
+        image_size=size,
+        patch_size=patch,
+        projection_dim=WIDTH,
+    )
 
 
 def _text_config() -> LlamaConfig:

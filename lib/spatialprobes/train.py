@@ -75,7 +75,7 @@ class MuonAdamW(Optimizer):
 
 
 def muon_adamw(model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.01) -> MuonAdamW:
-    """The optimiser for every trainable parameter of the model: matrices of linear layers that are not its vocabulary go to Muon."""
+    """The optimiser for every trainable parameter of the model: matrices of linear layers go to Muon, heads and vocabulary do not."""
     inner = {
         id(m.weight)
         for name, m in model.named_modules()

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import erf, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from spatialprobes.examples import Object
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt8
 
 COLOURS = {
     "red": (220, 40, 40),
