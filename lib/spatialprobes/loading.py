@@ -24,7 +24,7 @@ from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging
 
 from spatialprobes import paths
-from spatialprobes.families import Family, family_of
+from spatialprobes.families import FAMILIES, Family, family_of
 
 WEIGHTS_ROOT = "SPATIALPROBES_WEIGHTS"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,7 +56,7 @@ def find_model(name: str, revision: str | None = None) -> Source:
         raise ModelError(f"model folder {name!r} does not exist")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Source(name, "hub", None, revision)
-    known = sorted(path.name for path in lab.iterdir() if _is_model(path)) if lab.is_dir() else []
+    known = sorted(path.name for path in lab.iterdir() if _is_known(path)) if lab.is_dir() else []
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; nearest: {', '.join(near)}" if near else f"; the lab has: {', '.join(known) or f'no model yet (in {lab})'}"
     raise ModelError(f"unknown model {name!r}{hint}; or give a folder, or a hub id such as llava-hf/llava-1.5-7b-hf")
@@ -195,6 +195,11 @@ def _quiet(small: bool) -> Iterator[None]:
     finally:
         if small and shown:
             logging.enable_progress_bar()
+
+
+def _is_known(folder: Path) -> bool:
+    """Of a known family: the lab also holds its models' ancestors."""
+    return _is_model(folder) and json.loads((folder / "config.json").read_text()).get("model_type") in FAMILIES
 
 
 def _digest(files: list[Path]) -> str:
