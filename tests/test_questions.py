@@ -205,5 +205,5 @@ def test_the_same_seed_gives_the_same_questions_and_another_seed_others():
     assert [e.question for e in first] == [e.question for e in again]
     assert [e.question for e in first] != [e.question for e in other]
     assert Counter(e.group for e in first) == dict.fromkeys(GROUPS, 5)
-    with pytest.raises(ValueError, match="question group is 'colour'; it must be one of semantic.color"):
+    with pytest.raises(ValueError, match=r"question group is 'colour'; it must be one of semantic\.color"):
         questions.examples(1, 0, ["colour"])

@@ -83,7 +83,7 @@ class TowerData(Dataset):
 
 
 def answerable(question: Question, words: str, shown: Scene) -> bool:
-    """Whether a reader of the caption could answer: all names are in it; of relations only those that it states."""
+    """Whether a reader of the caption could answer: every object is named in it, but only some relations are stated."""
     if question.group in SEMANTIC:
         return True
     if not question.reference:
@@ -111,7 +111,7 @@ def as_turn(question: Question) -> Turn:
 def pack(prefixes: Sequence[Sequence[int]], all_turns: Sequence[Sequence[Turn]]) -> dict[str, Tensor]:
     """Rows of a prefix and its turns, each turn with the positions and the context it would have alone after the prefix.
 
-    Returns input_ids, labels (answers only), position_ids, all int64 [n, T], and attention_mask bool [n, 1, T, T], True = may see.
+    Returns input_ids, labels (answers only), position_ids, all int64 [n, T]; attention_mask bool [n, 1, T, T], True = may see.
     """
     n = len(prefixes)
     length = max(

@@ -38,6 +38,7 @@ from spatialprobes.worlds.lab_language import CHAT_TEMPLATE, ID, ROLES, SPECIAL,
 
 WIDTH, HEADS, DEPTH, TOWER_DEPTH = 128, 4, 4, 4
 INITIALIZER_RANGE = 0.08  # about 1 / sqrt(width); with transformers' default of .02 training stays on a plateau
+UNSHARED = "unshared.safetensors"  # a model's own weights, where others are shared
 SPECIAL_IDS = {"pad_token_id": ID["<pad>"], "bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"]}
 
 
@@ -164,12 +165,13 @@ def _set_dtype(config: Path) -> None:
 
 def _share(new: Path, folder: Path, shared: dict[str, str]) -> None:
     weights = load_file(new / "model.safetensors")
+    (new / "model.safetensors").unlink()  # transformers prefers it to an index
     where = {
-        name: next((path for prefix, path in shared.items() if name.startswith(prefix)), "model.safetensors") for name in weights
+        name: next((path for prefix, path in shared.items() if name.startswith(prefix)), UNSHARED) for name in weights
     }
     for path in sorted(set(where.values())):
         part = {name: weights[name] for name in weights if where[name] == path}
-        if path == "model.safetensors":
+        if path == UNSHARED:
             save_file(part, new / path, metadata={"format": "pt"})
             continue
         resolved = Path(os.path.normpath(folder / path))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -75,7 +75,7 @@ class MuonAdamW(Optimizer):
 
 
 def muon_adamw(model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.01) -> MuonAdamW:
-    """The optimiser for every trainable parameter of the model: matrices of linear layers go to Muon, heads and vocabulary do not."""
+    """The optimiser of all trainable parameters: weights of linear layers go to Muon, but for heads and vocabulary."""
     inner = {
         id(m.weight)
         for name, m in model.named_modules()
@@ -95,6 +95,21 @@ def warmup_stable_decay(steps: int, warmup: int, decay: float) -> Callable[[int]
         return min(1.0, (step + 1) / max(warmup, 1), max(0.0, (steps - step) / max(steps - start, 1)))
 
     return factor
+
+
+class ResumingTrainer(Trainer):
+    """Trainer that reads a checkpoint by ``from_pretrained``.
+
+    Trainer itself loads the file's names as they are, not strictly, while ``save_pretrained`` writes many models (LLaVA among
+    them) under other names than their modules have: a resumed training would silently begin with untrained weights.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.model if model is None else model
+        if not isinstance(target, PreTrainedModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        stored = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(stored.state_dict())
 
 
 class EachSteps(TrainerCallback):
@@ -151,7 +166,7 @@ def fit(
         use_cpu=not torch.cuda.is_available(),
     )
     optimiser = muon_adamw(model, lr, muon_lr)
-    trainer = Trainer(
+    trainer = ResumingTrainer(
         model=model,
         args=arguments,
         train_dataset=data,

@@ -5,6 +5,7 @@ Knows what enters the language model; knows nothing of figures.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,19 @@ def measure(vlm: VLM, examples: Sequence[Example], *, when: str = TRAINED, batch
     frame = pd.concat(rows, ignore_index=True)
     frame["norm"] = frame["norm"].astype(np.float64)
     return frame
+
+
+def untrained(vlm: VLM, seed: int = 0) -> VLM:
+    """The same architecture with transformers' random initial weights drawn from ``seed``; processor and device as they are.
+
+    Needs the memory of a second model.
+    """
+    devices = [vlm.device] if vlm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model = type(vlm.model)(copy.deepcopy(vlm.model.config))
+    model.to(device=vlm.device, dtype=vlm.dtype).eval().requires_grad_(False)
+    return VLM(model, vlm.processor, vlm.family, vlm.source, vlm.image_fit, vlm.quantize)
 
 
 def vision_to_text(frame: pd.DataFrame, seed: int = 0) -> Interval:

@@ -1,0 +1,227 @@
+"""The lab's training: packed turns are single turns, a killed training ends as an uninterrupted one, folders load plainly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from spatialprobes import lab, lab_cards, lab_models
+from spatialprobes.lab_batches import IGNORED, MIX, PREFIX, TextData, TowerData, TurnData, answerable
+from spatialprobes.train import EachSteps, MuonAdamW, fit, muon_adamw, warmup_stable_decay
+from spatialprobes.worlds.lab import scene
+from spatialprobes.worlds.lab_language import VOCABULARY, caption, ids, parse_caption
+from spatialprobes.worlds.lab_questions import GROUPS, ask, examples
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lab_models.llava(0).eval()
+
+
+def test_packed_turns_equal_single_turn_prompts(model):
+    """Each turn of a packed row gives the logits it would give alone, with plain positions and a plain causal mask."""
+    data = TurnData(3, 4, MIX, turns=5)
+    items = [data[i] for i in range(4)]
+    batch = data.collate(items)
+    with torch.no_grad():
+        packed = model(**batch).logits
+        for row, (_, turns) in enumerate(items):
+            at = len(PREFIX)
+            for turn in turns:
+                tokens = turn.question + turn.answer
+                alone = torch.tensor([PREFIX + tokens])
+                pixels = batch["pixel_values"][row : row + 1]
+                single = model(input_ids=alone, pixel_values=pixels, attention_mask=torch.ones_like(alone)).logits[
+                    0, len(PREFIX) :
+                ]
+                assert torch.allclose(packed[row, at : at + len(tokens)], single, atol=1e-5)
+                assert batch["labels"][row, at : at + len(tokens)].tolist() == [IGNORED] * len(turn.question) + turn.answer
+                at += len(tokens)
+            assert (batch["labels"][row, at:] == IGNORED).all()
+
+
+def test_training_sees_the_tensors_that_the_processor_makes(model):
+    """The numpy path of training and the processor with its chat template agree on every token and pixel."""
+    processor = lab_models.processor()
+    for example in examples(2, 8):
+        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}]
+        prompt = processor.apply_chat_template(message, add_generation_prompt=True)
+        made = processor(images=example.image(), text=prompt, return_tensors="pt")
+        assert made["input_ids"][0].tolist() == [*PREFIX, *ids(example.question), ids("assistant:")[0]]
+        pixels = torch.from_numpy(np.asarray(example.image()).copy()).permute(2, 0, 1) / 127.5 - 1
+        assert torch.allclose(made["pixel_values"][0], pixels, atol=1e-5)
+
+
+def test_chat_template_writes_system_and_turns():
+    words = lab_models.tokenizer()
+
+    def render(messages):
+        return words.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user")
+
+    ask_it = {"role": "user", "content": "is there a red circle ?"}
+    system = words.init_kwargs["system_prompt"]
+    assert render([ask_it]) == f"<s> {system} user: is there a red circle ? assistant:"
+    assert render([{"role": "system", "content": ""}, ask_it]) == "<s> user: is there a red circle ? assistant:"
+    assert render([{"role": "system", "content": "look"}, ask_it]).startswith("<s> look user:")
+    said = {"role": "assistant", "content": "yes"}
+    assert render([ask_it, said]).endswith("assistant: yes </s>")
+    assert words("What COLOR is the circle?")["input_ids"] == ids("what color is the circle ?")
+    assert [words.convert_ids_to_tokens(i) for i in range(len(VOCABULARY))] == list(VOCABULARY)
+
+
+@pytest.mark.parametrize("make", [TowerData, TextData, lambda seed, count: TurnData(seed, count, MIX)])
+def test_item_i_is_always_the_same(make):
+    a, b, other = make(1, 50), make(1, 10), make(2, 50)
+    for i in (0, 7):
+        first, again, another = (repr([np.asarray(x, object).tolist() for x in d[i]]) for d in (a, b, other))
+        assert first == again != another
+
+
+def test_mix_is_what_is_asked():
+    data = TurnData(0, 1500, MIX, turns=12)
+    groups = [turn.group for i in range(len(data)) for turn in data[i][1]]
+    assert sum(MIX.values()) == pytest.approx(1)
+    assert set(MIX) == set(GROUPS)
+    for group, share in MIX.items():
+        assert groups.count(group) / len(groups) == pytest.approx(share, abs=0.025)
+
+
+def test_text_questions_can_be_answered_from_the_caption():
+    """An independent reader of the caption alone, clause by clause, agrees with every relation that is asked."""
+    rng, asked = np.random.default_rng(0), 0
+    for i in range(300):
+        shown = scene(4, i)
+        words = caption(shown, rng)
+        question = ask(shown, "relation.horizontal", rng)
+        if question is None or not answerable(question, words, shown):
+            continue
+        asked += 1
+        stated = {(c.subject, c.reference): c.relation.split()[0] for c in parse_caption(words)}
+        said = {"left": "right", "right": "left"}
+        both = stated | {(b, a): said.get(r, r) for (a, b), r in stated.items()}
+        key = next(k for k in both if _means(question.subject, k[0]) and _means(question.reference, k[1]))
+        assert both[key] == question.answer
+    assert asked > 50
+
+
+def _means(words, name):
+    return set(words.split()) - {"one"} <= set(name.split())
+
+
+def test_optimiser_is_muon_on_matrices_and_adamw_on_the_rest(model):
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    twin = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    twin.load_state_dict(small.state_dict())
+    ours = muon_adamw(small, 1e-3, 2e-3)
+    muon = torch.optim.Muon([twin[1].weight], lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    rest = [p for p in twin.parameters() if p is not twin[1].weight]
+    adamw = torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    for _ in range(3):
+        for net, optimisers in ((small, [ours]), (twin, [muon, adamw])):
+            net(torch.arange(7)).pow(2).sum().backward()
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), twin.parameters(), strict=True))
+    muon_names = {id(p) for p in ours.parts[0].param_groups[0]["params"]} if isinstance(ours, MuonAdamW) else set()
+    assert muon_names == {id(small[1].weight)}
+    chosen = muon_adamw(model, 1e-3, 2e-3)
+    heads = {id(model.lm_head.weight), id(model.get_input_embeddings().weight)}
+    assert not heads & {id(p) for p in chosen.parts[0].param_groups[0]["params"]}
+    held = sorted(id(p) for p in chosen.state) + sorted(id(p) for g in chosen.param_groups for p in g["params"])
+    assert held == sorted(id(p) for p in model.parameters())
+
+
+def test_learning_rate_warms_up_stays_and_decays_to_zero():
+    factor = warmup_stable_decay(100, 10, 0.3)
+    assert [factor(0), factor(9), factor(50), factor(70)] == pytest.approx([0.1, 1, 1, 1])
+    assert factor(85) == pytest.approx(0.5)
+    assert factor(100) == 0
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path):
+    data = TurnData(5, 8 * 2, MIX, turns=3)
+
+    def train(folder, die_at=None):
+        def act(step, _):
+            if step == die_at:
+                raise Killed
+
+        model = lab_models.llava(1)
+        model.model.vision_tower.requires_grad_(False)
+        options = {"batch_size": 2, "lr": 1e-3, "muon_lr": 2e-3, "save_steps": 3, "warmup": 2}
+        return fit(model, data, data.collate, folder, **options, callbacks=[EachSteps(1, act)])
+
+    whole = train(tmp_path / "whole").state_dict()
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", die_at=5)  # step 3 is on the disk, 4 and 5 are lost
+    resumed = train(tmp_path / "killed").state_dict()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    start = lab_models.llava(1).state_dict()
+    assert not torch.equal(whole["lm_head.weight"], start["lm_head.weight"])
+    tower = [k for k in whole if "vision_tower" in k]
+    assert tower and all(torch.equal(whole[k], start[k]) for k in tower)
+
+
+def test_models_that_share_a_tower_load_plainly(tmp_path):
+    first, second = lab_models.llava(0), lab_models.llava(0)
+    nn.init.normal_(second.lm_head.weight)
+    for name, one in (("a", first), ("b", second)):
+        lab_models.save(one, tmp_path / "lab" / name, lab_models.processor(), {"card.json": b"{}"}, lab.SHARED)
+    shared = tmp_path / "lab" / "shared" / "tower.safetensors"
+    assert shared.is_file()
+    for name, one in (("a", first), ("b", second)):
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "lab" / name, dtype=torch.float32)
+        for key, value in one.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value.half().float()), key
+        assert AutoProcessor.from_pretrained(tmp_path / "lab" / name).tokenizer.padding_side == "left"
+    tower_bytes = sum(p.numel() * 2 for p in first.model.vision_tower.parameters())
+    assert shared.stat().st_size >= tower_bytes
+    assert (tmp_path / "lab" / "b" / lab_models.UNSHARED).stat().st_size < 2.2 * sum(
+        p.numel() for n, p in second.named_parameters() if "vision_tower" not in n
+    )
+    other = lab_models.llava(9)
+    with pytest.raises(ValueError, match="holds other weights than this model's"):
+        lab_models.save(other, tmp_path / "lab" / "c", lab_models.processor(), {}, lab.SHARED)
+    assert not (tmp_path / "lab" / "c").exists()
+
+
+def test_wilson_equals_scipy():
+    from scipy.stats import binomtest
+
+    for right, n in ((0, 10), (7, 9), (480, 500), (500, 500)):
+        interval = binomtest(right, n).proportion_ci(0.95, "wilson")
+        assert lab_cards.wilson(right, n) == pytest.approx((interval.low, interval.high))
+
+
+def test_turn_accuracy_counts_whole_answers(model):
+    """Against a slow count: one turn at a time, greedy token by token under teacher forcing."""
+    data = TurnData(6, 6, dict.fromkeys(("2ds.shape_color_abs", "semantic.shape"), 1.0), turns=4)
+    expected = {}
+    with torch.no_grad():
+        for i in range(len(data)):
+            image, turns = data[i]
+            for turn in turns:
+                row = torch.tensor([PREFIX + turn.question + turn.answer])
+                pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
+                logits = model(input_ids=row, pixel_values=pixels, attention_mask=torch.ones_like(row)).logits[0]
+                guesses = logits[-len(turn.answer) - 1 : -1].argmax(-1).tolist()
+                right, n = expected.get(turn.group, (0, 0))
+                expected[turn.group] = right + (guesses == turn.answer), n + 1
+    assert lab_cards.turn_accuracy(model, data, batch_size=4) == dict(sorted(expected.items()))
+
+
+def test_curve_goes_on_after_a_kill(tmp_path, model):
+    curve = lab_cards.Curve(tmp_path / "curve.json", batch_size=8, scenes=4)
+    for step in (0, 5, 10, 5):  # killed at 10, gone on from 5
+        curve(step, model)
+    assert [p["step"] for p in curve.read()] == [0, 5]
+    assert [p["samples"] for p in json.loads((tmp_path / "curve.json").read_text())] == [0, 40]
