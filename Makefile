@@ -6,7 +6,6 @@ SUITE  ?= lab
 ONLY   ?=
 JOBS   ?=
 PROFILE ?= local
-TORCH_INDEX ?=
 
 PY    := $(VENV)/bin/python
 PROBES := $(PY) -m spatialprobes
@@ -22,9 +21,9 @@ help:  ## say what each target does
 	@echo
 	@echo "  Options of figures: SUITE=lab|full  ONLY='swap-*'  JOBS=2 (runs at a time; the threads are divided among them)  PROFILE=local|slurm"
 	@echo "  Python: 3.11 to 3.13; choose one with PYTHON=/path/to/python. Now: $(or $(PYTHON),none found)"
-	@echo "  CPU:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu     torch's CPU build, much the smaller download"
-	@echo "  CUDA: make install TORCH_INDEX=https://download.pytorch.org/whl/cu130   the build for your driver (cu126, cu130, ...)"
-	@echo "  Without TORCH_INDEX pip takes the build of your index; PyPI's for Linux brings CUDA. The pins are the same in all three."
+	@echo "  torch: PyPI's build for Linux brings CUDA along. For another build (CPU alone, another CUDA), make .venv first and install"
+	@echo "         torch there with the command that pytorch.org gives for your machine, at the version of requirements.lock; then"
+	@echo "         make install keeps it:  python3.11 -m venv .venv && .venv/bin/pip install ... && make install"
 
 install: $(STAMP)  ## make .venv and install the pinned packages and this library into it
 
@@ -34,8 +33,6 @@ $(STAMP): requirements.lock pyproject.toml
 	  f"Python {v[0]}.{v[1]} at {sys.executable}: need 3.11, 3.12 or 3.13; pass PYTHON=/path/to/python")'
 	@test -x $(PY) || { echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "installing the $$(grep -c == requirements.lock) pinned packages of requirements.lock into $(VENV); the first time takes minutes"
-	@test -z "$(TORCH_INDEX)" || $(PY) -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) \
-	  $$(grep '^torch==' requirements.lock)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(PY) -c 'from jupyter_client.kernelspec import get_kernel_spec; get_kernel_spec("python3")'

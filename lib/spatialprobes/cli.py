@@ -170,6 +170,16 @@ def gallery() -> None:
 
 
 @app.command()
+def readme() -> None:
+    """Bring the README's claims table and figures up to date from the complete runs."""
+    from . import paths
+    from .readme import refresh
+
+    for path in refresh(paths.root()):
+        typer.echo(str(path.relative_to(paths.root())))
+
+
+@app.command()
 def lab(
     seed: Annotated[list[int], typer.Option(help="Seed of lab-llava; repeat the option for several.")] = [0, 1, 2],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder for the models.", show_default="data/lab")] = "",

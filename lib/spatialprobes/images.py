@@ -120,6 +120,13 @@ def open_image(
         return _decoded(image, name, max_pixels, max_side, background)
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file's bytes: how pictures are kept in tables."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def read_all(examples: Iterable[Example], strict: bool = False, **options) -> tuple[list[Example], list[Unreadable]]:
     """The examples whose pictures can be read, and a list of those that can't, in the order given.
 

@@ -12,6 +12,7 @@ import os
 import platform
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedMod
 
 from spatialprobes import lab_models
 from spatialprobes.lab_batches import IGNORED, QUESTION_GROUPS, TextData, TowerData, TurnData
+from spatialprobes.worlds.lab import scene
 
 EVALUATION_SEED = 1_000_003  # a stream of scenes that no training ever draws from
 Z = 1.959963984540054  # the normal quantile of a 95% interval
@@ -61,15 +63,19 @@ def turn_accuracy(model: PreTrainedModel, data: TurnData | TextData, batch_size:
 
 
 @torch.no_grad()
-def retrieval(clip: CLIPModel, data: TowerData, among: int = 100) -> tuple[int, int]:
-    """(right, asked): pictures whose own caption is the nearest of ``among`` captions of other pictures."""
-    right, asked = 0, len(data) // among * among
+def retrieval(clip: CLIPModel, data: TowerData, among: int = 100) -> dict[str, tuple[int, int]]:
+    """{what: (right, asked)}: is the nearest of ``among`` captions a picture's own; does it at least name its objects."""
+    own = objects = 0
+    asked = len(data) // among * among
     for start in range(0, asked, among):
         batch = {k: v.to(clip.device) for k, v in data.collate([data[i] for i in range(start, start + among)]).items()}
         text = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
         scores = similarity(clip, clip.vision_model(pixel_values=batch["pixel_values"]).pooler_output, text)
-        right += int((scores.argmax(1) == torch.arange(among, device=scores.device)).sum())
-    return right, asked
+        named = [{thing.name for thing in scene(data.seed, start + i, data.perspective).things} for i in range(among)]
+        nearest = scores.argmax(1).tolist()
+        own += sum(i == j for i, j in enumerate(nearest))
+        objects += sum(named[i] == named[j] for i, j in enumerate(nearest))
+    return {f"retrieval among {among}": (own, asked), f"retrieval among {among}, objects alone": (objects, asked)}
 
 
 @torch.no_grad()
@@ -103,6 +109,20 @@ class Curve:
 
     def read(self) -> list[dict]:
         return json.loads(self.path.read_text()) if self.path.is_file() else []
+
+
+def read_curve(folder: Path) -> pd.DataFrame:
+    """A model's curve as tidy table: [step, samples, group, accuracy, low, high, n], intervals by Wilson's score.
+
+    Raises FileNotFoundError for a model without a curve.
+    """
+    rows = []
+    for point in json.loads((folder / "curve.json").read_text()):
+        for group, (right, n) in point["accuracy"].items():
+            low, high = wilson(right, n)
+            seen = {"step": point["step"], "samples": point["samples"]}
+            rows.append({**seen, "group": group, "accuracy": right / n, "low": low, "high": high, "n": n})
+    return pd.DataFrame(rows)
 
 
 def machine() -> dict[str, str | int]:

@@ -166,9 +166,7 @@ def _set_dtype(config: Path) -> None:
 def _share(new: Path, folder: Path, shared: dict[str, str]) -> None:
     weights = load_file(new / "model.safetensors")
     (new / "model.safetensors").unlink()  # transformers prefers it to an index
-    where = {
-        name: next((path for prefix, path in shared.items() if name.startswith(prefix)), UNSHARED) for name in weights
-    }
+    where = {name: next((path for prefix, path in shared.items() if name.startswith(prefix)), UNSHARED) for name in weights}
     for path in sorted(set(where.values())):
         part = {name: weights[name] for name in weights if where[name] == path}
         if path == UNSHARED:

@@ -72,27 +72,35 @@ run = Record(out=out, notebook="00_quickstart", title="Quick start", section=0, 
 vlm.facts()
 
 # %% [markdown]
+# **What did it learn, and when?** A lab model comes with a card and with its accuracy over training, on scenes that it was not
+# trained on. (A model from elsewhere has neither, and this cell says so.)
+
+# %%
+from spatialprobes.lab_cards import read_curve
+
+if vlm.source.kind == "lab":
+    curve = read_curve(vlm.source.path)
+    chances = {name: group.chance for name, group in lab_questions.GROUPS.items()}
+    run.table("curve", curve.assign(chance=curve["group"].map(chances)))
+    run.figure("training.curves", table="curve",
+               caption="Accuracy on fresh scenes over the pictures seen in stage 2, by question group.")  # fmt: skip
+else:
+    print(f"{vlm.name} has no training curve here")
+
+# %% [markdown]
 # ## Its world
 #
 # **What is in a picture?** Two to four shapes, no colour and no shape twice, each at a known place and depth (nearer is larger).
 # The caption below each picture is written by the world, not by the model.
 
 # %%
-import io
-
 import numpy as np
 import pandas as pd
 
-
-def png(picture):
-    """The picture's bytes as PNG, for tables."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
+from spatialprobes.images import png_bytes
 
 scenes = [lab.scene(stream, i, perspective=(0.0, 0.5)) for i in range(4)]
-rows = [{"png": png(lab.picture(s)), "title": f"scene {i}", "text": lab_language.caption(s, np.random.default_rng([stream, i]))}
+rows = [{"png": png_bytes(lab.picture(s)), "title": f"scene {i}", "text": lab_language.caption(s, np.random.default_rng([stream, i]))}
         for i, s in enumerate(scenes)]  # fmt: skip
 run.table("world", pd.DataFrame(rows))
 run.figure(
@@ -107,6 +115,7 @@ run.figure(
 # %%
 from spatialprobes.answers import answer
 
+pd.set_option("display.max_colwidth", 80, "display.width", 160)
 chosen = scenes[0]
 rng = np.random.default_rng([stream, 99])
 groups = ["semantic.color", "semantic.existence", "relation.horizontal", "relation.vertical", "bin.column"]
@@ -154,8 +163,9 @@ for kind, rule, says in (
 ):
     part = answers[answers["kind"] == kind]
     drop = permutation.drop(part, seed)
+    in_place = part.loc[part["condition"] == permutation.ORIGINAL, "correct"].mean()
     run.claim(f"permutation.{kind}", says, rule=rule, estimate=drop.estimate, low=drop.low, high=drop.high, n=drop.clusters,
-              table="answers", required=True)  # fmt: skip
+              table="answers", required=True, caveat=f"accuracy with the tokens in place: {in_place:.3f}")  # fmt: skip
     print(f"{kind}: accuracy drop {drop.estimate:.3f} [{drop.low:.3f}, {drop.high:.3f}] over {drop.clusters} pictures")
 print(f"answers that could not be read: {1 - answers['parsed'].mean():.3f}")
 
@@ -196,17 +206,19 @@ print(f"vision / text: {now.estimate:.2f} [{now.low:.2f}, {now.high:.2f}] traine
 
 # %%
 looked = [e for e in spatial if e.group == "relation.horizontal"][:2]
+named = {e.id: next(o for o in e.objects if set(e.meta["subject"].split()) - {"one"} <= set(o.name.split())) for e in looked}
 maps = grounding.measure(vlm, looked, {e.id: [e.meta["subject"]] for e in looked}, batch_size=batch_size)
-maps["png"] = maps["example"].map({e.id: png(e.image()) for e in looked})
-subject = {e.id: next(o for o in e.objects if set(e.meta["subject"].split()) - {"one"} <= set(o.name.split())) for e in looked}
-for side, name in enumerate(("x_min", "y_min", "x_max", "y_max")):
-    maps[name] = maps["example"].map({id: thing.box[side] for id, thing in subject.items()})
 last = maps["layer"].max()
-shown = maps[maps["layer"].isin(sorted({0, last // 3, 2 * last // 3, last}))]
-shown = shown.assign(word=shown["word"] + ", layer " + shown["layer"].astype(str))
-run.table("heatmap", shown.drop(columns="layer"), seed=seed)
+maps = maps[maps["layer"].isin({0, last // 3, 2 * last // 3, last})]
+maps["png"] = maps["example"].map({e.id: png_bytes(e.image()) for e in looked})
+for side, column in enumerate(("x_min", "y_min", "x_max", "y_max")):
+    maps[column] = maps["example"].map({id: thing.box[side] for id, thing in named.items()})
+maps["word"] += ", layer " + maps.pop("layer").astype(str)
+maps["example"] = maps["example"].map({e.id: f"picture {i}" for i, e in enumerate(looked, 1)})
+run.table("heatmap", maps, seed=seed)
+asked_of = " ".join(f"Picture {i}: {e.question.replace(' ?', '?')}" for i, e in enumerate(looked, 1))
 run.figure("heatmap.overlay", table="heatmap", label="share of the attention on the picture",
-           caption="Where the first object's name in a left-or-right question looks, by layer (mean over heads).")  # fmt: skip
+           caption=f"Where the first object's name looks, by layer (mean over heads). {asked_of}")  # fmt: skip
 
 # %% [markdown]
 # ## Go on with a real checkpoint
