@@ -6,7 +6,6 @@ Rows are read beside SDPA (``capture.py``). Knows nothing of boxes, metrics or f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -35,31 +34,28 @@ def measure(
     Raises KeyError for a word that is not in the question (naming those that are) and ValueError for vision tokens without a
     grid.
     """
-    asked = [
-        (replace(example, id=f"{i}"), example.id, word)
-        for i, (example, word) in enumerate((e, w) for e in examples for w in words.get(e.id, ()))
-    ]
+    asked = [(example, word) for example in examples for word in words.get(example.id, ())]
     if not asked:
         raise ValueError("no words were given for any of the examples")
     frames = []
     for start in range(0, len(asked), batch_size):
         chunk = asked[start : start + batch_size]
-        batch = vlm.encode([example for example, _, _ in chunk])
-        tokens = [spans.word(word).tolist() for spans, (_, _, word) in zip(batch.spans, chunk, strict=True)]
+        batch = vlm.encode([example for example, _ in chunk])
+        tokens = [spans.word(word).tolist() for spans, (_, word) in zip(batch.spans, chunk, strict=True)]
         longest = max(map(len, tokens))  # shorter words repeat their last token; the repeats are cut off again below
         at = [own + own[-1:] * (longest - len(own)) for own in tokens]
         with capture(vlm, attention_rows=layers, at=at) as got:
             vlm.forward(batch)
-        for i, (_, id, word) in enumerate(chunk):
+        for i, (example, word) in enumerate(chunk):
             spans = batch.spans[i]
             if spans.grid is None:
-                raise ValueError(f"the {len(spans.vision)} vision tokens of {id!r} have no grid to draw a map on")
+                raise ValueError(f"the {len(spans.vision)} vision tokens of {example.id!r} have no grid to draw a map on")
             row, col = np.divmod(np.arange(len(spans.vision)), spans.grid[1])
             for layer, rows in got.rows.items():
                 on_picture = rows[i, :, : len(tokens[i])][..., spans.vision].double().mean((0, 1)).numpy()
                 seen = on_picture.sum()
                 cells = {
-                    "example": id,
+                    "example": example.id,
                     "word": word,
                     "layer": layer,
                     "row": row,

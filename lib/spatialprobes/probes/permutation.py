@@ -37,9 +37,10 @@ def measure(
 ) -> pd.DataFrame:
     """Answers with the vision tokens in place and under ``draws`` seeded permutations, one row per example and condition.
 
-    Columns: id, group, category, kind (``Example.meta["kind"]``, else the first part of the group), cluster, condition
-    ("original" or "permuted"), draw (-1 for the original), expected, answer, correct, parsed. Every picture has a permutation of
-    its own in every draw; questions about one picture share it. ``attrs["unparsed"]``: share of rows that could not be read.
+    Columns: id, group, category, kind (``Example.meta["kind"]``, else the first part of the group), cluster (the id where an
+    example has none), expected, answer, correct, parsed, condition ("original" or "permuted"), draw (-1 for the original). Every
+    picture has a permutation of its own in every draw; questions about one picture share it. ``attrs["unparsed"]``: share of
+    rows that could not be read.
     Raises ValueError for draws < 1 or no examples.
     """
     if draws < 1:
@@ -57,7 +58,8 @@ def measure(
     frame = pd.concat(frames, ignore_index=True)
     kinds = {example.id: example.meta.get("kind") or example.group.split(".")[0] for example in examples}
     frame.insert(3, "kind", frame["id"].map(kinds))
-    frame.attrs["unparsed"] = float(1 - frame["parsed"].mean())
+    frame["cluster"] = frame["id"].map({example.id: example.cluster or example.id for example in examples})
+    frame.attrs = {"unparsed": float(1 - frame["parsed"].mean())}
     return frame.drop(columns="text")
 
 
@@ -108,7 +110,8 @@ def drop(frame: pd.DataFrame, seed: int = 0) -> Interval:
 def psi(frame: pd.DataFrame, seed: int = 0) -> Interval:
     """Permutation sensitivity index, (Acc_original - Acc_permuted) / Acc_original (Beyond Semantics, table 2), as a share.
 
-    The interval resamples pictures; both accuracies come from the same draw. Raises ValueError where no answer is right in place.
+    The interval resamples pictures; both accuracies come from the same draw. Raises ValueError where no answer is right in place,
+    or so few that a draw of pictures may hold none.
     """
     original = frame[frame["condition"] == ORIGINAL].set_index("id")
     if not original["correct"].any():
