@@ -1,0 +1,203 @@
+"""The grounding probe: maps equal eager attention, averaged by hand, of one example at a time; closed forms; what is refused."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import QUESTIONS, examples
+from transformers import AutoModelForImageTextToText
+
+from spatialprobes import paths, plots
+from spatialprobes.intervene import intervene, random_permutations
+from spatialprobes.probes import grounding
+from spatialprobes.vlm import VLM
+from spatialprobes.worlds.lab_questions import examples as lab_examples
+
+LAB = "lab-llava-vanilla"
+COLUMNS = ["example", "word", "layer", "row", "col", "weight", "seen"]
+WORDS = (["the", "red circle", "square"], ["circle"], ["cross", "where"], ["green square", "the picture", "and"])
+
+
+def wanted(asked):
+    """Words of one and of several tokens, some of them in the system prompt or twice in the question."""
+    return {one.id: WORDS[[question for question, _, _ in QUESTIONS].index(one.question)] for one in asked}
+
+
+@pytest.fixture(scope="module", params=["tiny_llava", "tiny_llava_grouped", "tiny_llava_pieces", LAB])
+def setting(request):
+    """Model, the same weights with eager attention, examples and their words."""
+    if request.param == LAB:
+        folder = paths.lab_folder() / LAB
+        if not (folder / "config.json").is_file():
+            pytest.skip(f"{LAB} has not been trained yet")
+        asked = lab_examples(4, 13, ["relation.horizontal"])
+        words = {one.id: [one.meta["subject"]] for one in asked}
+    else:
+        folder = request.getfixturevalue(request.param)
+        asked = examples(6)
+        words = wanted(asked)
+    reference = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    return VLM.load(LAB if request.param == LAB else str(folder)), reference.eval(), asked, words
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_llava):
+    return VLM.load(str(tiny_llava))
+
+
+@torch.no_grad()
+def eager(vlm, reference, one, order=range(36)):
+    """Attention maps [layer][head, row, key] of one example alone, places of its vision tokens, and every token's text."""
+    batch = vlm.encode([one])
+    ids = batch.input_ids[0]
+    vision = (ids == vlm.model.config.image_token_id).nonzero()[:, 0]
+    embeddings = vlm.model.get_input_embeddings()(ids[None]).clone()
+    features = vlm.model.get_image_features(pixel_values=batch.inputs["pixel_values"]).pooler_output[0]
+    embeddings[0, vision] = features[list(order)]
+    maps = reference(inputs_embeds=embeddings, output_attentions=True).attentions
+    return [each[0].double() for each in maps], vision, vlm.tokenizer.convert_ids_to_tokens(ids)
+
+
+def places(tokens, question, word):
+    """Indices of the tokens that share a letter with the first whole `word` of the question."""
+    pieces = any("Ġ" in token for token in tokens)  # byte-level: the space is part of the token
+    shown = [token.replace("Ġ", " ").replace("Ċ", "\n") if pieces else f" {token}" for token in tokens]
+    ends = np.cumsum([len(token) for token in shown])
+    start = "".join(shown).rfind(question) + f" {question} ".index(f" {word} ")
+    assert "".join(shown)[start : start + len(word)] == word
+    return [i for i, end in enumerate(ends) if end > start and end - len(shown[i]) < start + len(word)]
+
+
+def panel(frame, one, word, layer):
+    rows = frame[(frame["example"] == one.id) & (frame["word"] == word) & (frame["layer"] == layer)]
+    assert rows["row"].tolist() == [i // 6 for i in range(36)] and rows["col"].tolist() == [i % 6 for i in range(36)]
+    return rows
+
+
+@pytest.mark.parametrize("batch_size", [64, 4])
+def test_maps_equal_eager_attention_averaged_by_hand(setting, batch_size):
+    vlm, reference, asked, words = setting
+    frame = grounding.measure(vlm, asked, words, batch_size=batch_size)
+    assert list(frame.columns) == COLUMNS
+    assert list(dict.fromkeys(zip(frame["example"], frame["word"], strict=True))) == [
+        (one.id, word) for one in asked for word in words[one.id]
+    ]
+    assert len(frame) == sum(map(len, words.values())) * vlm.n_layers * 36
+    sizes = set()
+    for one in asked:
+        maps, vision, tokens = eager(vlm, reference, one)
+        for word in words[one.id]:
+            at = places(tokens, one.question, word)
+            sizes.add(len(at))
+            for layer, attention in enumerate(maps):
+                expected = torch.stack([attention[:, place, vision].mean(0) for place in at]).mean(0)
+                rows = panel(frame, one, word, layer)
+                assert rows["seen"].tolist() == pytest.approx([float(expected.sum())] * 36, rel=1e-4)
+                assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-3, abs=1e-6)
+                assert rows["weight"].max() > 1.05 / 36  # not flat, so that a wrong map would show
+    assert max(sizes) > 1
+
+
+def test_maps_under_a_permutation_equal_eagers_of_permuted_embeddings(setting):
+    vlm, reference, asked, words = setting
+    asked = [dataclasses.replace(one, cluster="") for one in asked]
+    orders = {one.id: order for one, order in zip(asked, random_permutations(36, len(asked)), strict=True)}
+    with intervene(vlm, permute=orders):
+        frame = grounding.measure(vlm, asked, words, layers=[1])
+    for one in asked[:2]:
+        maps, vision, tokens = eager(vlm, reference, one, orders[one.id].tolist())
+        word = words[one.id][-1]
+        expected = maps[1][:, places(tokens, one.question, word)][..., vision].mean((0, 1))
+        rows = panel(frame, one, word, 1)
+        assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_every_panel_sums_to_one_and_sees_a_share(setting):
+    vlm, _, asked, words = setting
+    frame = grounding.measure(vlm, asked, words)
+    panels = frame.groupby(["example", "word", "layer"])
+    assert panels["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-9)
+    assert (frame["weight"] >= 0).all()
+    assert frame["seen"].between(0, 1).all() and (panels["seen"].nunique() == 1).all()
+    assert frame["seen"].nunique() > len(asked)
+
+
+def test_without_queries_attention_is_the_same_everywhere(tiny_llava_pieces):
+    """Closed form: query weights of 0 share a token's attention equally among the places up to it."""
+    vlm = VLM.load(str(tiny_llava_pieces))
+    with torch.no_grad():
+        vlm.model.model.language_model.layers[0].self_attn.q_proj.weight.zero_()
+    asked = examples(4)
+    frame = grounding.measure(vlm, asked, wanted(asked), layers=[0])
+    assert frame["weight"].to_numpy() == pytest.approx(1 / 36, rel=1e-5)
+    for one in asked:
+        tokens = vlm.tokenizer.convert_ids_to_tokens(vlm.encode([one]).input_ids[0])
+        for word in wanted(asked)[one.id]:
+            expected = np.mean([36 / (place + 1) for place in places(tokens, one.question, word)])
+            assert panel(frame, one, word, 0)["seen"].iloc[0] == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    chosen=st.lists(st.sampled_from(["e0", "e1", "e2", "e3"]), min_size=1, unique=True).flatmap(
+        lambda ids: st.fixed_dictionaries(
+            {id: st.lists(st.sampled_from(WORDS[int(id[1])]), min_size=1, unique=True) for id in ids}
+        )
+    ),
+    batch_size=st.integers(1, 6),
+    layers=st.sampled_from([[0], [1], [1, 0], "all"]),
+)
+def test_a_panel_depends_on_its_example_and_word_alone(vlm, chosen, batch_size, layers):
+    asked = examples(4)
+    whole = grounding.measure(vlm, asked, wanted(asked)).set_index(["example", "word", "layer"])
+    found = grounding.measure(vlm, asked, chosen, batch_size=batch_size, layers=layers).set_index(["example", "word", "layer"])
+    shown = {0, 1} if layers == "all" else set(layers)
+    assert set(found.index) == {(id, word, layer) for id, words in chosen.items() for word in words for layer in shown}
+    for key in set(found.index):
+        assert found.loc[key, "weight"].tolist() == pytest.approx(whole.loc[key, "weight"].tolist(), rel=1e-4, abs=1e-7)
+        assert found.loc[key, "seen"].iloc[0] == pytest.approx(whole.loc[key, "seen"].iloc[0], rel=1e-4)
+
+
+def test_maps_are_what_the_figure_draws(vlm):
+    asked = examples(2)
+    maps = grounding.measure(vlm, asked, wanted(asked), layers=[1])
+    files = {}
+    for one in asked:
+        one.image.save(files.setdefault(one.id, io.BytesIO()), "PNG")
+    maps["png"] = maps["example"].map({id: file.getvalue() for id, file in files.items()})
+    figure = plots.draw("heatmap.overlay", maps, {})
+    titles = {axes.get_title(): axes for axes in figure.axes}
+    assert {"e0", "e1", "the", "red circle", "square", "circle"} <= set(titles)
+    drawn = np.asarray(titles["red circle"].get_images()[-1].get_array())
+    assert drawn.ravel().tolist() == panel(maps, asked[0], "red circle", 1)["weight"].tolist()
+
+
+@pytest.mark.parametrize("word", ["purple", "circl", "look", "user:"])
+def test_a_missing_word_names_its_example_and_the_words_there(vlm, word):
+    asked = examples(3)
+    with pytest.raises(KeyError, match=r"'e1'.*words there: what, color, is, the, circle") as caught:
+        grounding.measure(vlm, asked, {"e0": ["red circle"], "e1": ["circle", word]})
+    assert repr(word) in str(caught.value)
+
+
+def test_bad_input_is_refused_and_nothing_stays_hooked(vlm, monkeypatch):
+    asked = examples(2)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules()]
+    for words in ({}, {"e0": []}, {"other": ["circle"]}):
+        with pytest.raises(ValueError, match="no words were given"):
+            grounding.measure(vlm, asked, words)
+    with pytest.raises(ValueError, match="no words were given"):
+        grounding.measure(vlm, [], wanted(asked))
+    with pytest.raises(ValueError, match="layer with attention 9 is not there; 0, 1"):
+        grounding.measure(vlm, asked, wanted(asked), layers=[9])
+    with pytest.raises(ValueError, match="the picture of e0"):
+        grounding.measure(vlm, [dataclasses.replace(asked[0], image=None)], wanted(asked))
+    monkeypatch.setattr(type(vlm.family), "grid", lambda *given: None)
+    with pytest.raises(ValueError, match="36 vision tokens of 'e0' have no grid"):
+        grounding.measure(vlm, asked, wanted(asked))
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules()]
+    assert vlm.whole_prompts == 0
