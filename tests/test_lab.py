@@ -165,6 +165,8 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path):
         train(tmp_path / "killed", die_at=5)  # step 3 is on the disk, 4 and 5 are lost
     resumed = train(tmp_path / "killed").state_dict()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    finished = train(tmp_path / "killed", die_at=0).state_dict()  # nothing is left to do, so nothing dies
+    assert all(torch.equal(whole[k], finished[k]) for k in whole)
     start = lab_models.llava(1).state_dict()
     assert not torch.equal(whole["lm_head.weight"], start["lm_head.weight"])
     tower = [k for k in whole if "vision_tower" in k]
@@ -217,6 +219,15 @@ def test_turn_accuracy_counts_whole_answers(model):
                 right, n = expected.get(turn.group, (0, 0))
                 expected[turn.group] = right + (guesses == turn.answer), n + 1
     assert lab_cards.turn_accuracy(model, data, batch_size=4) == dict(sorted(expected.items()))
+
+
+def test_minutes_add_up_over_runs(tmp_path):
+    watch = lab_cards.Stopwatch(tmp_path / "minutes.json")
+    watch.begun -= 120
+    watch.keep()
+    again = lab_cards.Stopwatch(tmp_path / "minutes.json")
+    again.begun -= 60
+    assert again.minutes == pytest.approx(3, abs=0.05)
 
 
 def test_curve_goes_on_after_a_kill(tmp_path, model):

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +124,21 @@ def read_curve(folder: Path) -> pd.DataFrame:
             seen = {"step": point["step"], "samples": point["samples"]}
             rows.append({**seen, "group": group, "accuracy": right / n, "low": low, "high": high, "n": n})
     return pd.DataFrame(rows)
+
+
+class Stopwatch:
+    """Minutes of training over all the runs that it took, kept in a file by ``keep``: a kill loses only the last of them."""
+
+    def __init__(self, path: Path):
+        self.path, self.begun = path, time.monotonic()
+        self.before = json.loads(path.read_text()) if path.is_file() else 0.0
+
+    @property
+    def minutes(self) -> float:
+        return self.before + (time.monotonic() - self.begun) / 60
+
+    def keep(self) -> None:
+        write_json(self.path, self.minutes)
 
 
 def machine() -> dict[str, str | int]:

@@ -174,5 +174,6 @@ def fit(
         optimizers=(optimiser, LambdaLR(optimiser, warmup_stable_decay(steps, warmup, decay))),
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
+    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
     return model

@@ -1,0 +1,137 @@
+"""Benchmarks: operations are counted as by hand, paths take turns, results files say where and what. No time is asserted."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spatialprobes import lab_models
+from spatialprobes.lab_batches import TextData
+from spatialprobes.train import muon_adamw
+from spatialprobes.worlds.lab_language import VOCABULARY
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """The modules (common, lab), imported as `python benchmarks/lab.py` finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module("common"), importlib.import_module("lab")
+        for name in ("common", "lab"):
+            importlib.sys.modules.pop(name)
+
+
+@pytest.mark.parametrize("wants_input_gradient", [True, False])
+def test_linear_layers_count_twice_their_products(benchmarks, wants_input_gradient):
+    """Forward 2 n in out; backward once for the weight and once for what came in, if that wants a gradient."""
+    common, _ = benchmarks
+    n, sizes = 11, [(5, 7), (7, 3)]
+    model = nn.Sequential(*(nn.Linear(*size) for size in sizes))
+    x = torch.randn(n, 5, requires_grad=wants_input_gradient)
+    out = []
+    products = [2 * n * a * b for a, b in sizes]
+    assert common.count(lambda: out.append(model(x).sum())) == {"linear": sum(products), "attention": 0}
+    not_wanted = 0 if wants_input_gradient else products[0]
+    assert common.count(out[0].backward) == {"linear": 2 * sum(products) - not_wanted, "attention": 0}
+
+
+def test_the_labs_language_model_counts_as_by_hand(benchmarks):
+    """Linears: 2 tokens x weights, thrice with backward; attention: two T x T products per head, seven with backward."""
+    common, _ = benchmarks
+    model, data = lab_models.language_model(0), TextData(5, 2, turns=3)
+    batch = data.collate([data[i] for i in range(2)])
+    rows, length = batch["input_ids"].shape
+    width, depth = lab_models.WIDTH, lab_models.DEPTH
+    square, wide = width * width, 2 * width * width
+    linear = 2 * rows * length * (depth * (4 * square + 3 * wide) + width * len(VOCABULARY))
+    product = 2 * rows * length * length * width * depth
+    out = []
+    assert common.count(lambda: out.append(model(**batch).loss)) == {"linear": linear, "attention": 2 * product}
+    assert common.count(out[0].backward) == {"linear": 2 * linear, "attention": 5 * product}
+
+    # Muon's five Newton-Schulz iterations on [a, b], a <= b: X X', then its square, then its product with X.
+    def muon(a: int, b: int) -> int:
+        return 5 * (2 * a * a * b + 2 * a**3 + 2 * a * a * b)
+
+    update = depth * (4 * muon(width, width) + 3 * muon(width, 2 * width))
+    assert common.count(muon_adamw(model, 1e-3, 1e-3).step) == {"linear": update, "attention": 0}
+
+
+def test_paths_take_turns_and_parts_are_kept_by_round(benchmarks):
+    common, _ = benchmarks
+    calls = []
+
+    def path(name, parts=None):
+        return lambda: calls.append(name) or parts
+
+    paths = {"a": path("a"), "b": path("b", {"half": 2.0}), "c": path("c")}
+    timings = common.alternate(paths, 4, torch.device("cpu"), least=0)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert timings.seconds.keys() == {"a", "b", "b.half", "c"}
+    assert timings.seconds["b.half"] == [2.0] * 4
+    assert all(len(values) == 4 for values in timings.seconds.values())
+
+
+def test_the_load_is_told_by_what_was_measured(benchmarks):
+    common, _ = benchmarks
+    assert common.load((0.2, 3, 3), 8, 1.96, 2) == (
+        "begun on a quiet machine (load average 0.20 on 8 cores), got 1.96 processor seconds per second with 2 threads"
+    )
+    assert "about 1 other busy process (" in common.load((1.1, 0, 0), 2, 0.5, 1)
+    assert "about 2 other busy processes (load average 2.15 on 2 cores), got 0.50 " in common.load((2.15, 0, 0), 2, 0.5, 1)
+
+
+def check_schema(content):
+    """Machine, versions, load, and every result with unit and an ordered range."""
+    assert {"processor", "cores", "threads", "gpu", "device", "system"} <= content["machine"].keys()
+    assert {"python", "torch", "transformers", "accelerate", "numpy"} <= content["versions"].keys()
+    assert "load average" in content["load"]
+    assert content["processor_seconds_per_second"] > 0
+    for kind in ("results", "floors"):
+        names = [r["name"] for r in content[kind]]
+        assert len(set(names)) == len(names) > 0
+        for r in content[kind]:
+            assert r.keys() == {"name", "unit", "median", "min", "max", "repetitions"}
+            assert 0 < r["min"] <= r["median"] <= r["max"], r
+            assert r["repetitions"] == content["repetitions"]
+    assert {r["unit"] for r in content["floors"]} == {"share"}
+
+
+def test_a_quick_run_writes_what_it_prints(benchmarks, tmp_path, capsys):
+    _, lab = benchmarks
+    lab.main(["--quick", "--repetitions", "1", "--out", str(tmp_path / "lab.json")])
+    content, printed = json.loads((tmp_path / "lab.json").read_text()), capsys.readouterr().out
+    check_schema(content)
+    assert content["quick"] is True
+    assert all(r["name"] in printed for r in content["results"] + content["floors"])
+    units = {r["unit"] for r in content["results"]}
+    assert {"GFLOP/s", "scenes/s", "pictures/s", "questions/s", "tokens/s", "turns/s", "ms", "share"} == units
+    taken = content["taken_per_step"]["stage 2 step"]
+    assert taken["questions"] == taken["pictures"] * content["settings"]["turns"]
+    operations = content["operations"]["stage 2 step"]
+    assert operations["fp32"] == sum(operations[f"{a}, {b}"] for a in ("forward", "backward") for b in ("linear", "attention"))
+    # The tower is frozen in stage 2, so backward is less than twice forward; all of the tower step learns.
+    assert operations["forward, linear"] < operations["backward, linear"] < 2 * operations["forward, linear"]
+
+
+def test_committed_results_have_the_schema():
+    """Results in the repository are of full runs."""
+    files = sorted((FOLDER / "results").glob("*.json"))
+    assert files
+    for path in files:
+        content = json.loads(path.read_text())
+        check_schema(content)
+        assert content["quick"] is False
+
+
+def test_a_device_that_is_not_there_is_named(benchmarks, monkeypatch, capsys):
+    _, lab = benchmarks
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        lab.main(["--quick", "--device", "cuda"])
+    assert "sees no GPU here; use --device cpu" in capsys.readouterr().err
