@@ -58,8 +58,9 @@ check: install  ## ruff, import contract, lock = environment.yaml, twins in sync
 lab: install  ## train the lab's models again, from nothing, into data/training/zoo (resumes after a kill, uses a GPU when there is one)
 	@$(PROBES) lab --out data/training/zoo
 
-bench: install  ## measure: benchmarks/*.py, each prints its table
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
+bench: install  ## measure: benchmarks/*.py, each prints its table and writes benchmarks/results/<name>.json
+	@for script in $(filter-out benchmarks/common.py,$(sort $(wildcard benchmarks/*.py))); do \
+	  echo "== $$script"; HF_HUB_OFFLINE=1 $(PY) "$$script" || exit 1; done
 
 jupyter: install  ## open JupyterLab on the notebooks
 	@$(VENV)/bin/jupyter lab notebooks

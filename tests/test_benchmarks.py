@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def benchmarks():
         patch.syspath_prepend(str(FOLDER))
         yield importlib.import_module("common"), importlib.import_module("lab")
         for name in ("common", "lab"):
-            importlib.sys.modules.pop(name)
+            sys.modules.pop(name)
 
 
 @pytest.mark.parametrize("wants_input_gradient", [True, False])
