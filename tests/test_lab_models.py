@@ -19,10 +19,9 @@ FOLDERS = sorted(path.parent for path in paths.lab_folder().glob("*/card.json"))
 CARDS = {folder.name: json.loads((folder / "card.json").read_text()) for folder in FOLDERS}
 LLAVAS = [name for name in CARDS if name.startswith("lab-llava")]
 SEEDS = [name for name in LLAVAS if CARDS[name]["bars"]]
-FIELDS = {
-    "name", "recipe", "recipe_hash", "ancestors", "seed", "samples", "minutes", "parameters", "machine", "versions", "evaluation_seed",
-    "accuracy", "bars",
-}  # fmt: skip
+FIELDS = set(
+    "name recipe recipe_hash ancestors seed samples minutes parameters machine versions evaluation_seed accuracy bars".split()
+)
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -19,7 +19,7 @@ from .params import read_parameters
 from .runs import Run, load, select
 
 # What can't change a result: these only start runs, show them or talk. Editing them makes no run due.
-NO_RESULT = ("cli.py", "__main__.py", "chat.py", "gallery.py", "runs.py", "due.py", "params.py")
+NO_RESULT = ("cli.py", "__main__.py", "chat.py", "gallery.py", "readme.py", "runs.py", "due.py", "params.py")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,11 @@ class Curve:
         return json.loads(self.path.read_text()) if self.path.is_file() else []
 
 
+def read_card(folder: Path) -> dict:
+    """A lab model's card. Raises FileNotFoundError for a model without one."""
+    return json.loads((folder / "card.json").read_text())
+
+
 def read_curve(folder: Path) -> pd.DataFrame:
     """A model's curve as tidy table: [step, samples, group, accuracy, low, high, n], intervals by Wilson's score.
 

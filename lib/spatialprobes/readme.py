@@ -1,37 +1,63 @@
-"""The README's figures and claims table, brought up to date from complete runs, so that it shows nothing that was not run.
+"""The README's figures, claims table and table of lab models, brought up to date from complete runs and from the models' cards,
+so that it shows nothing that was not run.
 
-Knows the gallery's reading of runs; computes nothing.
+Knows the gallery's reading of runs and the cards; computes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from spatialprobes.gallery import claims_markdown, collect
 from spatialprobes.tables import write_atomically
 
-BEGIN, END = "<!-- claims: written by `spatialprobes readme` -->", "<!-- end of claims -->"
+CLASSES = ("semantic", "relation", "2ds", "bin", "corner")  # of question groups; the first part of their names
 
 
 def refresh(root: Path) -> list[Path]:
-    """Write the claims table between its two marks in README.md, and copy the PNGs of complete runs to figures/readme/.
+    """Write the tables between their marks in README.md, and copy the PNGs of complete runs to figures/readme/.
 
-    Returns what was written. Raises ValueError where the README lacks the marks or no run of the plan is complete.
+    Returns what was written. Raises ValueError where the README lacks a mark or no run of the plan is complete.
     """
     complete = [run for run in collect(root)[0] if run.state == "complete"]
     if not complete:
         raise ValueError("no run of the plan is complete; `make figures` first")
     readme = root / "README.md"
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks the marks {BEGIN!r} and {END!r}")
-    write_atomically(readme, f"{before}{BEGIN}\n\n{claims_markdown(root).strip()}\n\n{END}{after}".encode())
-    written = [readme]
+    text = between(readme.read_text(), "claims", claims_markdown(root))
+    text = between(text, "lab", lab_markdown(root / "data" / "lab"))
+    written = [write_atomically(readme, text.encode())]
     folder = root / "figures" / "readme"
     folder.mkdir(parents=True, exist_ok=True)
     for run in complete:
-        for figure in sorted(run.figure_folder.glob("*.png")):
+        for figure in sorted(run.figures.glob("*.png")):
             written.append(Path(shutil.copyfile(figure, folder / f"{run.name}-{figure.name}")))
     return written
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The text with `content` between the marks of this name. Raises ValueError where they are missing."""
+    begin, end = f"<!-- {name}: written by `spatialprobes readme` -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"README.md lacks the marks {begin!r} and {end!r}")
+    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{after}"
+
+
+def lab_markdown(folder: Path) -> str:
+    """One row per card of a LLaVA of the lab: the worst group of each class of questions, and which bars were missed."""
+    head = ["model", "pictures seen", "minutes", *CLASSES, "vision / text norm, start → now"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    missed = []
+    cards = [json.loads(path.read_text()) for path in folder.glob("lab-llava*/card.json")]
+    for card in sorted(cards, key=lambda card: (card["seed"], card["samples"])):
+        found, norms = card["accuracy"], card["norms"]
+        worst = [min(group["accuracy"] for name, group in found.items() if name.split(".")[0] == one) for one in CLASSES]
+        cells = [f"`{card['name']}`", f"{card['samples']:,}", f"{card['minutes']:.0f}", *(f"{value:.3f}" for value in worst)]
+        cells.append(f"{norms['start']['ratio']:.1f} → {norms['now']['ratio']:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+        below = [(group, bar) for group, bar in card["bars"].items() if found[group]["accuracy"] < bar]
+        missed += [f"- {card['name']}: {group} is {found[group]['accuracy']:.3f}, under its bar of {bar}" for group, bar in below]
+    return "\n".join([*lines, "", *missed])
