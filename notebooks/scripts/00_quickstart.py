@@ -158,11 +158,13 @@ semantic = lab_questions.examples(count["semantic"], stream, lab_questions.of_ki
 spatial = lab_questions.examples(count["spatial"], stream + 1_000_000, lab_questions.of_kind("spatial"))
 answers = permutation.measure(vlm, semantic + spatial, draws=draws, batch_size=batch_size, seed=seed)
 answers = run.table("answers", answers, seed=seed)
-chance = {name: group.chance for name, group in lab_questions.GROUPS.items()}
+table = lab_questions.GROUPS
+chance = {name: group.chance if group.chance_where is None else group.chance_where for name, group in table.items()}
 accuracy = run.table("permutation", permutation.summary(answers, chance, seed), seed=seed)
 run.figure("permutation.accuracy", table="permutation",
-           caption="Accuracy by question group with the vision tokens in place and permuted (cluster bootstrap over pictures). "
-                   "Chance is the best answer that ignores picture and wording.")  # fmt: skip
+           caption="Accuracy by question group with the vision tokens in place and permuted (bootstrap over pictures). Chance: of "
+                   "semantic questions, the best answer that ignores the picture; of spatial ones, the best answer by someone "
+                   "who knows which objects there are, but not where.")  # fmt: skip
 
 # %%
 for kind, rule, says in (
@@ -178,8 +180,8 @@ for kind, rule, says in (
 print(f"answers that could not be read: {1 - answers['parsed'].mean():.3f}")
 
 # %% [markdown]
-# **Reading.** Where the two marks of a group coincide, the answer does not depend on the order of the tokens; where the permuted
-# one falls to chance, or below it, it does.
+# **Reading.** Where the two marks of a group coincide, the answer does not depend on the order of the tokens. Where the permuted
+# one falls to the tick, the model still knows what there is and has lost where: it picks one of the objects, or a side, at random.
 
 # %% [markdown]
 # ## Norms
