@@ -162,7 +162,7 @@ table = lab_questions.GROUPS
 chance = {name: group.chance if group.chance_where is None else group.chance_where for name, group in table.items()}
 accuracy = run.table("permutation", permutation.summary(answers, chance, seed), seed=seed)
 run.figure("permutation.accuracy", table="permutation",
-           caption="Accuracy by question group with the vision tokens in place and permuted (bootstrap over pictures). Chance: of "
+           caption="Accuracy by question group, vision tokens in place and permuted (bootstrap over pictures). Chance: of "
                    "semantic questions, the best answer that ignores the picture; of spatial ones, the best answer by someone "
                    "who knows which objects there are, but not where.")  # fmt: skip
 
@@ -181,7 +181,7 @@ print(f"answers that could not be read: {1 - answers['parsed'].mean():.3f}")
 
 # %% [markdown]
 # **Reading.** Where the two marks of a group coincide, the answer does not depend on the order of the tokens. Where the permuted
-# one falls to the tick, the model still knows what there is and has lost where: it picks one of the objects, or a side, at random.
+# one falls to the tick, the model still knows what there is and has lost where: it picks an object, or a side, at random.
 
 # %% [markdown]
 # ## Norms
