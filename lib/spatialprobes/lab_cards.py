@@ -35,10 +35,11 @@ def similarity(clip: CLIPModel, vision: Tensor, text: Tensor) -> Tensor:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion."""
+    """95% Wilson score interval of a proportion, exact at its ends."""
     p, z2 = right / n, Z * Z
     middle, half = p + z2 / (2 * n), Z * ((p * (1 - p) + z2 / (4 * n)) / n) ** 0.5
-    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return (low if right else 0.0), (high if right < n else 1.0)
 
 
 @torch.no_grad()

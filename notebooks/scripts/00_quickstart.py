@@ -257,5 +257,4 @@ run.figure("heatmap.overlay", table="heatmap", label="share of the attention on 
 # Rules were fixed before the results were seen; a verdict is computed from rule and interval.
 
 # %% tags=["nbval-check-output"]
-# NBVAL_CHECK_OUTPUT
 print(run.verdicts().to_string(index=False))
