@@ -236,3 +236,26 @@ def test_curve_goes_on_after_a_kill(tmp_path, model):
         curve(step, model)
     assert [p["step"] for p in curve.read()] == [0, 5]
     assert [p["samples"] for p in json.loads((tmp_path / "curve.json").read_text())] == [0, 40]
+
+
+def test_the_zoo_is_trained_from_nothing_and_only_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "SCENES", {"retrieval": 100, "patches": 20, "text": 20, "model": 12, "scale": 8, "curve": 8})
+    monkeypatch.setattr(lab, "root", lambda: tmp_path)
+    short = lab.Pass(items=4, batch_size=2, lr=1e-3, muon_lr=2e-3)
+    recipe = lab.Recipe(tower=short, text=short, stage1=short, stage2=short, scales=(0, 1))
+    folders = lab.train_zoo((0, 1), tmp_path / "zoo", recipe)
+    assert [folder.name for folder in folders] == ["lab-clip", "lab-text", "lab-llava", "lab-llava-seed1"]
+    made = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "zoo").glob("*/card.json")}
+    assert set(made) == {folder.name for folder in folders} | {"lab-llava-vanilla"}
+    assert made["lab-llava"]["samples"] == 4 and made["lab-llava-vanilla"]["samples"] == 0
+    assert made["lab-llava"]["recipe_hash"] == made["lab-llava-seed1"]["recipe_hash"] != made["lab-clip"]["recipe_hash"]
+    assert not any(
+        (tmp_path / "data" / "training" / folder.name).exists() for folder in folders
+    )  # done, so nothing to go on with
+    weights = [AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders[2:]]
+    assert not torch.equal(weights[0]["lm_head.weight"], weights[1]["lm_head.weight"])
+    before = {folder: (folder / "card.json").stat().st_mtime_ns for folder in folders}
+    (tmp_path / "zoo" / "lab-llava-seed1" / "card.json").unlink()
+    lab.train_zoo((0, 1), tmp_path / "zoo", recipe)
+    assert (folders[3] / "card.json").is_file()
+    assert all((folder / "card.json").stat().st_mtime_ns == before[folder] for folder in folders[:3])

@@ -37,6 +37,9 @@ from spatialprobes.train import EachSteps, fit
 from spatialprobes.worlds.lab import COLOURS, SHAPES
 from spatialprobes.worlds.lab_questions import GROUPS
 
+# Fresh scenes on which the cards' accuracies are measured: pictures to be told from others, finished models, their scales.
+SCENES = {"retrieval": 3000, "patches": 1000, "text": 1000, "model": 1500, "scale": 300, "curve": 192}
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -104,8 +107,8 @@ def train_clip(recipe: Recipe, out: Path, work: Path) -> None:
     model = TowerPretraining(lab_models.clip(0))
     fit(model, TowerData(0, plan.items), TowerData.collate, work / "lab-clip", **_pass(plan), seed=0)
     model.eval()
-    fresh = TowerData(EVALUATION_SEED, 3000)
-    batch = fresh.collate([fresh[i] for i in range(1000)])
+    fresh = TowerData(EVALUATION_SEED, SCENES["retrieval"])
+    batch = fresh.collate([fresh[i] for i in range(SCENES["patches"])])
     with torch.no_grad():
         hit = model(**batch)["patch_logits"].argmax(-1) == batch["patch_labels"]
     shown = hit[batch["patch_labels"] > 0]
@@ -125,7 +128,7 @@ def train_text(recipe: Recipe, out: Path, work: Path) -> None:
     watch, plan = Stopwatch(work / "lab-text" / "minutes.json"), recipe.text
     model = lab_models.language_model(0)
     fit(model, TextData(0, plan.items), TextData.collate, work / "lab-text", **_pass(plan), seed=0)
-    accuracy = turn_accuracy(model, TextData(EVALUATION_SEED, 1000))
+    accuracy = turn_accuracy(model, TextData(EVALUATION_SEED, SCENES["text"]))
     content = card("lab-text", model, recipe.of("text"), [], 0, plan.items, watch.minutes,
                    accuracy={group: proportion(*count) for group, count in accuracy.items()}, bars={})  # fmt: skip
     lab_models.save(model, out / "lab-text", lab_models.tokenizer(), {"card.json": _json(content)})
@@ -160,7 +163,7 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
     model.lm_head.requires_grad_(True)
     plan = recipe.stage2
     questions = TurnData(200 + seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
-    curve = Curve(here / "curve.json", plan.batch_size)
+    curve = Curve(here / "curve.json", plan.batch_size, SCENES["curve"])
 
     def keep(label: str, samples: int, scenes: int) -> None:
         test = TurnData(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0))
@@ -175,11 +178,11 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
     def at_scale(step: int, _: nn.Module) -> None:
         if step in scales:
             label = "lab-llava-vanilla" if step == 0 else f"lab-llava-{step * plan.batch_size}"
-            keep(label, step * plan.batch_size, 300)
+            keep(label, step * plan.batch_size, SCENES["scale"])
 
     callbacks = [EachSteps(200, curve), EachSteps(100, at_scale), EachSteps(100, lambda *_: watch.keep())]
     fit(model, questions, TurnData.collate, here / "stage2", **_pass(plan), seed=seed, callbacks=callbacks)
-    keep(name, plan.items, 1500)
+    keep(name, plan.items, SCENES["model"])
 
 
 BARS = {
