@@ -19,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  Options of figures: SUITE=lab|full  ONLY='swap-*'  JOBS=2 (runs at a time; the threads are divided among them)  PROFILE=local|slurm"
+	@echo "  Options of figures: SUITE=lab (full, on real checkpoints, comes with the sections)  ONLY='swap-*'  JOBS=2 (runs at a time; the threads are divided among them)  PROFILE=local|slurm"
 	@echo "  Python: 3.11 to 3.13; choose one with PYTHON=/path/to/python. Now: $(or $(PYTHON),none found)"
 	@echo "  torch: PyPI's build for Linux brings CUDA along. For another build (CPU alone, another CUDA), make .venv first and install"
 	@echo "         torch there with the command that pytorch.org gives for your machine, at the version of requirements.lock; then"
@@ -63,7 +63,7 @@ bench: install  ## measure: benchmarks/*.py, each prints its table and writes be
 	  echo "== $$script"; HF_HUB_OFFLINE=1 $(PY) "$$script" || exit 1; done
 
 jupyter: install  ## open JupyterLab on the notebooks
-	@$(VENV)/bin/jupyter lab notebooks
+	@$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 clean:  ## remove what runs, figures and tests wrote; keep .venv, the weights and figures/readme
 	rm -rf data/runs .snakemake .pytest_cache .hypothesis .ruff_cache .import_linter_cache build dist

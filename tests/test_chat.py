@@ -110,12 +110,12 @@ def test_empty_and_odd_questions_are_said_and_the_next_is_taken(vlm):
     text = "".join(written)
     assert [question for question, _ in said] == ["what colour is the Circle?", PLACE]
     assert text.count("[an empty question: type one, or exit]") == 2
-    assert "[the model does not know: colour (but color), Circle? (but circle)]" in text
+    assert "[the model does not know: colour (nearest known: color), Circle? (nearest known: circle)]" in text
     assert "holds the image placeholder" in text
 
 
 def test_unknown_words_are_named_once_and_a_tokenizer_without_unknowns_has_none(vlm):
-    assert unknown_words(vlm.tokenizer, "zzz the zzz redd") == ["zzz", "redd (but red)"]
+    assert unknown_words(vlm.tokenizer, "zzz the zzz redd") == ["zzz", "redd (nearest known: red)"]
     assert unknown_words(vlm.tokenizer, PLACE) == []
 
     class Bytes:

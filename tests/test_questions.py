@@ -56,6 +56,20 @@ def test_chance_of_one_who_knows_what_but_not_where(asked):
             assert table.chance_where == pytest.approx(measured, abs=0.01)
 
 
+def test_size_tells_about_height_in_perspective_and_nothing_in_flat_scenes():
+    """`chance_where` holds in flat scenes alone: in perspective, "the smaller one is above" is a good guess."""
+    for perspective, best in ((0.0, 0.5), (0.5, 0.7)):
+        pairs = [
+            (a, b)
+            for s in lab.scenes(8, 3000, perspective)
+            for a in s.things
+            for b in s.things
+            if a.y + questions.SEPARATION < b.y
+        ]
+        guessed = np.mean([a.radius < b.radius for a, b in pairs])
+        assert guessed == pytest.approx(best, abs=0.03)
+
+
 @pytest.mark.parametrize("group", [g for g in GROUPS if g != "caption"])
 def test_answers_are_true_of_the_pixels(asked, group):
     """An independent reading: words of the question looked up in the picture's own pixels."""

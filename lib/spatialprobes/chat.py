@@ -94,7 +94,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     if len(known) > SMALL_VOCABULARY:
         return words
     near = {word: difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5) for word in words}
-    return [f"{word} (but {near[word][0]})" if near[word] else word for word in words]
+    return [f"{word} (nearest known: {near[word][0]})" if near[word] else word for word in words]
 
 
 class _Words(TextStreamer):

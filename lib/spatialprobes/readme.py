@@ -10,6 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from spatialprobes.gallery import claims_markdown, collect
 from spatialprobes.tables import write_atomically
 
@@ -17,7 +19,7 @@ CLASSES = ("semantic", "relation", "2ds", "bin", "corner")  # of question groups
 
 
 def refresh(root: Path) -> list[Path]:
-    """Write the tables between their marks in README.md, and copy the PNGs of complete runs to figures/readme/.
+    """Write the tables between their marks in README.md; copy to figures/readme/ the PNGs that it shows and that look different.
 
     Returns what was written. Raises ValueError where the README lacks a mark or no run of the plan is complete.
     """
@@ -32,8 +34,16 @@ def refresh(root: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for run in complete:
         for figure in sorted(run.figures.glob("*.png")):
-            written.append(Path(shutil.copyfile(figure, folder / f"{run.name}-{figure.name}")))
+            copy = folder / f"{run.name}-{figure.name}"
+            if copy.name in text and not (copy.is_file() and same_picture(figure, copy)):
+                written.append(Path(shutil.copyfile(figure, copy)))
     return written
+
+
+def same_picture(first: Path, second: Path) -> bool:
+    """Whether two files show the same pixels; their provenance may differ."""
+    with Image.open(first) as one, Image.open(second) as other:
+        return one.size == other.size and one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
 
 
 def between(text: str, name: str, content: str) -> str:

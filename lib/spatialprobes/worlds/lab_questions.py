@@ -45,7 +45,8 @@ class Group:
 
     kind: "semantic" (what is there), "spatial" (where in the picture), "depth" (how near; visible as size), "caption".
     answers: the closed set. chance: accuracy of the best answer that ignores picture and wording. chance_where: of the best
-    answer by someone who knows which objects there are, but not where (None where place is not asked).
+    answer by someone who knows which objects there are, but not where (None where place is not asked); it holds in flat scenes
+    alone (perspective 0), since in perspective the smaller object is likely to be the higher one.
     """
 
     name: str
