@@ -221,3 +221,11 @@ def test_the_same_seed_gives_the_same_questions_and_another_seed_others():
     assert Counter(e.group for e in first) == dict.fromkeys(GROUPS, 5)
     with pytest.raises(ValueError, match=r"question group is 'colour'; it must be one of semantic\.color"):
         questions.examples(1, 0, ["colour"])
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "named"), [(-3, 0, "count is -3"), (0, 0, "count is 0"), (1.5, 0, "count is 1.5"), (1, -1, "seed is -1")]
+)
+def test_counts_and_seeds_that_mean_nothing_are_refused_at_once(count, seed, named):
+    with pytest.raises(ValueError, match=re.escape(f"{named}; it must be a whole number of at least")):
+        questions.examples(count, seed)

@@ -248,7 +248,11 @@ def examples(
 
     Scene i of the stream is asked group i mod len(groups), again and again until every group has its count.
     twins: with every question that has one, also its twin (same picture, subject and reference exchanged), right after it.
+    Raises ValueError for a count below 1, a negative seed, or an unknown group.
     """
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     groups = list(GROUPS) if groups is None else list(groups)
     left, out, index = dict.fromkeys(groups, count), [], 0
     while any(left.values()):
