@@ -121,9 +121,6 @@ def _execute(status: Status, root: Path) -> None:
     for folder in (work, drawn):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    if _already_complete(status, root):  # asked to do it again: what is there no longer counts
-        (target / "run.json").unlink()
-        complete_marker(run.name, status.hash, root).unlink(missing_ok=True)
     started, clock = datetime.now(UTC), time.monotonic()
     record = {
         "name": run.name,
