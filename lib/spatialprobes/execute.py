@@ -2,7 +2,7 @@
 
 A run works in a folder of its own and takes its target's place in one rename, run.json and the completion marker already inside:
 killed at any moment, it leaves all of its results or the old ones. A failed run keeps what it got as far as, in `failed/` beside
-the old results, which belong to another hash and are told as stale. Knows plans, files and processes, no models.
+the old results; those of another hash are told as stale. Knows plans, files and processes, no models.
 """
 
 import contextlib
