@@ -32,3 +32,41 @@ def tiny_llava_grouped(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llava-grouped"
     return save_llava(folder, layers=3, kv_heads=2, system="", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(tmp_path_factory):
+    """Folder of a random Qwen2-VL: 3 layers, 4 heads on 2 key-value heads, 8 pixels a cell, any grid, no bos token."""
+    from tiny_families import save_qwen2_vl
+
+    return save_qwen2_vl(tmp_path_factory.mktemp("models") / "tiny-qwen2-vl")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_5_vl(tmp_path_factory):
+    """As tiny_qwen2_vl, a Qwen2.5-VL: tower blocks 0 and 2 see windows of 2 x 2 cells, block 1 the whole picture."""
+    from tiny_families import save_qwen2_5_vl
+
+    return save_qwen2_5_vl(tmp_path_factory.mktemp("models") / "tiny-qwen2-5-vl")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_5(tmp_path_factory):
+    """As tiny_qwen2_vl, a Qwen3.5 of 4 layers: linear attention in 0 and 2, full attention in 1 and 3; byte-level pieces."""
+    from tiny_families import save_qwen3_5
+
+    return save_qwen3_5(tmp_path_factory.mktemp("models") / "tiny-qwen3-5")
+
+
+@pytest.fixture(scope="session")
+def tiny_idefics2(tmp_path_factory):
+    """Folder of a random Idefics2: 3 layers, 4 heads on 2 key-value heads, 10 latents without a grid."""
+    from tiny_families import save_idefics2
+
+    return save_idefics2(tmp_path_factory.mktemp("models") / "tiny-idefics2")
+
+
+@pytest.fixture(scope="session", params=["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_5", "idefics2"])
+def tiny_family(request):
+    """Folder of a random model of each family in turn, with 36 vision tokens for 48x48 pixels (Idefics2: 10)."""
+    return request.getfixturevalue(f"tiny_{request.param}")
