@@ -1,4 +1,4 @@
-"""Reading a model while it runs: hidden states, attention rows, connector input and output, at chosen layers and tokens.
+"""Reading a model while it runs: hidden states, attention rows, queries and keys, connector input and output, where asked.
 
 Nothing full-size is kept: hooks slice positions before they copy, attention rows are computed from queries and keys beside
 SDPA. Logits do not change by a bit. Knows no family (`families/`) and writes nothing (`intervene.py`).
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spatialprobes.rows import added_rows, chosen_rows
 from spatialprobes.rows import attention_rows as rows_of
 from spatialprobes.spans import PARTS, Spans
 from spatialprobes.vlm import VLM
@@ -40,6 +41,8 @@ def capture(
     tower_rows: Layers = None,
     tower_at: Literal["all"] | Sequence[int] = "all",
     connector: Literal["pre_norm", "post_norm"] | None = None,
+    queries_keys: Layers = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Captured]:
     """While open, every run of the model leaves what was asked for in `got`; afterwards nothing stays hooked.
 
@@ -49,12 +52,15 @@ def capture(
     tower_rows: blocks of the vision tower; tower_at: its rows, by index among its tokens (a class token is 0).
     connector: its input and output; the input as the tower leaves it ("pre_norm"), or after the norm that stands before the
     connector's weights ("post_norm").
+    queries_keys: blocks of the language model, or "all" (those that have attention): queries of the tokens `at`, keys of all
+    tokens, after the rotary embedding, and what is needed to score them.
+    reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; applied where they are.
     `at` by word or part needs to know the batch: run by `vlm.forward` or `vlm.generate`. In generate, the prompt and every
     decoded token are a step each (`got.steps`); later steps hold "last" alone. Tensors are on the CPU, in the model's dtype
     (rows: float32).
     Raises ValueError for a layer that is not there, and, once the model runs, KeyError for a word that is not in a question.
     """
-    plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector)
+    plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector, queries_keys, reduce)
     got = Captured()
     with ExitStack() as stack:
         stack.enter_context(vlm.reading_whole_prompts())
@@ -69,12 +75,19 @@ class Step:
     positions: [example, row], token indices in the padded batch, -1 where an example has fewer rows (its values are NaN).
     hidden: by layer, [example, row, width]. rows: by block, [example, head, row, key]. tower_rows: by block, [image, head, row,
     key]. connector_input, connector_output: one [token, width] per picture, in raster order.
+    queries, keys: by block, after the rotary embedding; keys of all tokens so far, padding included, one for several heads where
+    queries are grouped (head h reads key head h // (heads / kv_heads)). Scores are queries @ keys^T * scaling + masks, where
+    masks is 0 for a key that may be seen and the least float for one that may not.
     """
 
     positions: Int[Tensor, "example row"] | None = None
     hidden: dict[int | str, Float[Tensor, "example row width"]] = field(default_factory=dict)
     rows: dict[int, Float[Tensor, "example head row key"]] = field(default_factory=dict)
     tower_rows: dict[int, Float[Tensor, "image head row key"]] = field(default_factory=dict)
+    queries: dict[int, Float[Tensor, "example head row size"]] = field(default_factory=dict)
+    keys: dict[int, Float[Tensor, "example kv_head key size"]] = field(default_factory=dict)
+    masks: dict[int, Float[Tensor, "example row key"]] = field(default_factory=dict)
+    scaling: dict[int, float] = field(default_factory=dict)
     connector_input: list[Float[Tensor, "token width"]] = field(default_factory=list)
     connector_output: list[Float[Tensor, "token width"]] = field(default_factory=list)
 
@@ -97,13 +110,25 @@ class Captured:
 class _Plan:
     """What to read, checked against the model; `attach` puts the hooks on."""
 
-    def __init__(self, vlm: VLM, hidden: Layers, at: At, attention: Layers, tower: Layers, tower_at: Any, connector: str | None):
+    def __init__(
+        self,
+        vlm: VLM,
+        hidden: Layers,
+        at: At,
+        attention: Layers,
+        tower: Layers,
+        tower_at: Any,
+        connector: str | None,
+        queries_keys: Layers,
+        reduce: Callable[[Tensor], Tensor] | None,
+    ):
         family, model = vlm.family, vlm.model
-        self.vlm, self.tower_at, self.connector = vlm, tower_at, connector
+        self.vlm, self.tower_at, self.connector, self.reduce = vlm, tower_at, connector, reduce
         self.layers = family.part(model, "layers")
         self.hidden = _chosen(hidden, range(len(self.layers) + 1), "hidden layer", extra=("norm",))
         with_attention = [i for i, layer in enumerate(self.layers) if family.attention(layer) is not None]
         self.attention = _chosen(attention, with_attention, "layer with attention")
+        self.queries_keys = _chosen(queries_keys, with_attention, "layer with attention")
         self.tower_layers = family.part(model, "tower_layers") if tower is not None else []
         self.tower = _chosen(tower, range(len(self.tower_layers)), "tower layer")
         if connector not in (None, "pre_norm", "post_norm"):
@@ -114,8 +139,8 @@ class _Plan:
         if not isinstance(at, str) and (self.at.ndim not in (1, 2) or self.at.is_floating_point()):
             at = self.at
             raise ValueError(f"at: token indices are whole numbers [row] or [example, row], not {at.dtype} {tuple(at.shape)}")
-        if not (self.hidden or self.attention or self.tower or connector):
-            raise ValueError("capture was given nothing to read: hidden, attention_rows, tower_rows or connector")
+        if not (self.hidden or self.attention or self.queries_keys or self.tower or connector):
+            raise ValueError("capture was given nothing to read: hidden, attention_rows, queries_keys, tower_rows or connector")
 
     def attach(self, got: Captured, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
@@ -140,6 +165,9 @@ class _Plan:
                 hook(self.layers[layer - 1], lambda _, output, layer=layer: run.keep_hidden(layer, family.hidden(output)))
         if self.attention:
             observers = {family.attention(self.layers[i]): partial(run.keep_rows, i) for i in self.attention}
+            stack.enter_context(family.observe_attention(model, "text", observers))
+        if self.queries_keys:
+            observers = {family.attention(self.layers[i]): partial(run.keep_queries_keys, i) for i in self.queries_keys}
             stack.enter_context(family.observe_attention(model, "text", observers))
         if self.tower:
             observers = {family.attention(self.tower_layers[i]): partial(run.keep_tower_rows, i) for i in self.tower}
@@ -193,7 +221,8 @@ class _Run:
         else:
             positions = self.prompt if self.prompt is not None and len(self.prompt) == examples else torch.full((examples, 1), -1)
         local = torch.where((positions >= held) & (positions < held + tokens), positions - held, -1)
-        reads = bool(self.plan.hidden or self.plan.attention) and bool((local >= 0).any())
+        plan = self.plan
+        reads = bool(plan.hidden or plan.attention or plan.queries_keys) and bool((local >= 0).any())
         self.local = local.to(self.plan.vlm.device) if reads else None
         self.step, self.pictures = self.pictures or Step(), None
         self.step.positions = torch.where(local >= 0, positions, -1) if reads else None
@@ -202,22 +231,35 @@ class _Run:
 
     def finish(self, module: nn.Module, args: tuple, output: Any) -> None:
         step = self.step
-        step.hidden = {layer: values.to("cpu", non_blocking=True) for layer, values in step.hidden.items()}
-        step.rows = {layer: values.to("cpu", non_blocking=True) for layer, values in step.rows.items()}
+        for name in ("hidden", "rows", "queries", "keys", "masks"):
+            setattr(step, name, {layer: values.to("cpu", non_blocking=True) for layer, values in getattr(step, name).items()})
         if self.plan.vlm.device.type == "cuda":
             torch.cuda.synchronize(self.plan.vlm.device)
-        if step.hidden or step.rows or step.connector_output or step.tower_rows:
+        if step.hidden or step.rows or step.keys or step.connector_output or step.tower_rows:
             self.got.steps.append(step)
 
     def keep_hidden(self, layer: int | str, hidden: Float[Tensor, "example token width"]) -> None:
         if self.local is None:
             return
         index = self.local.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
-        self.step.hidden[layer] = hidden.gather(1, index).masked_fill((self.local < 0)[..., None], torch.nan)
+        kept = hidden.gather(1, index).masked_fill((self.local < 0)[..., None], torch.nan)
+        self.step.hidden[layer] = kept if self.plan.reduce is None else self.plan.reduce(kept)
 
     def keep_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
         if self.local is not None:
             self.step.rows[layer] = rows_of(query, key, mask, scaling, causal, self.local)
+
+    def keep_queries_keys(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool
+    ) -> None:
+        if self.local is None:
+            return
+        step, absent = self.step, self.local < 0
+        step.queries[layer] = chosen_rows(query, self.local).masked_fill(absent[:, None, :, None], torch.nan)
+        step.masks[layer] = added_rows(mask, causal, self.local, query.shape[2], key.shape[2]).masked_fill(
+            absent[..., None], torch.nan
+        )
+        step.keys[layer], step.scaling[layer] = key.detach(), scaling
 
     def keep_tower_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
         chosen = range(query.shape[2]) if self.plan.tower_at == "all" else self.plan.tower_at
@@ -241,6 +283,8 @@ def _chosen(asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ..
     if asked is None:
         return []
     if isinstance(asked, str) and asked == "all":
+        if not legal:
+            raise ValueError(f"this model has no {what}")
         return list(legal)
     layers = [asked] if isinstance(asked, (int, str)) else list(asked)
     for layer in layers:

@@ -1,60 +1,138 @@
-"""Writing into a model while it runs: `with intervene(vlm, permute=...)`.
+"""Writing into a model while it runs: `with intervene(vlm, permute=..., positions=...)`.
 
-Acts on the image features in raster order, just before they enter the language model, so it holds in a forward, in a plain
-`vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. Positions are not moved: a permuted patch
-gets the position of the place it comes to. Knows no probe; how features are reached is the family's business.
+Acts on the image features in raster order, just before they enter the language model, and on the position ids of their tokens, so
+it holds in a forward, in a plain `vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. The two are
+apart: a permuted patch gets the position of the place it comes to, unless `positions=carried(permutation)` says otherwise; the
+positions of the text never move. Knows no probe; how features are reached is the family's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spatialprobes.families import ALL, AXES, Edit, check_axis
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Int, Shaped
 
 Permutation = Tensor | np.ndarray | Sequence[int]  # [token]
 Permutations = Permutation | Mapping[str, Permutation]  # one, [image, token], or one per cluster
 
 
 @contextmanager
-def intervene(vlm: VLM, permute: Permutations | None = None) -> Iterator[None]:
-    """While open, the vision tokens of every picture are permuted: place i holds what stood at permute[i].
+def intervene(vlm: VLM, permute: Permutations | None = None, positions: Positions | None = None) -> Iterator[None]:
+    """While open, the vision tokens of every picture are permuted (place i holds what stood at permute[i]) or stand elsewhere.
 
     permute: one permutation for every picture; or one per row of the batch ([image, token]); or a mapping from `Example.cluster`
     (the id where it has none) to the permutation of its picture, which also holds where examples are sorted and batched anew, as
-    in `answers`. Nested interventions act in the order in which they were opened.
-    Raises ValueError for what is no permutation, and, once the model runs, for a length other than the picture's number of
-    tokens, for a number of rows other than the batch's, and for a picture without one.
+    in `answers`. positions: `shifted(...)`, `constant()`, `carried(...)`, or a function that maps the position ids of a picture's
+    tokens ([axis, token], in order of place) to others of that shape, whole numbers or not; positions of the text stay.
+    Nested interventions act in the order in which they were opened.
+    Raises ValueError for what is no permutation and for an axis that the model lacks, and, once the model runs, for a length
+    other than the picture's number of tokens, for a number of rows other than the batch's, for a picture without a permutation,
+    and for position ids that are not finite or of another shape.
     """
-    if permute is None:
-        raise ValueError("intervene was given nothing to do; permute=<permutation>")
-    permutations = _checked(permute)
+    if permute is None and positions is None:
+        raise ValueError("intervene was given nothing to do; permute=<permutation> or positions=<function of position ids>")
+    with ExitStack() as stack:
+        if permute is not None:
+            permutations = _checked(permute)
+            stack.enter_context(_in_batch_order(vlm, permutations))
+            stack.enter_context(vlm.family.edit_image_features(vlm.model, _permuting(vlm, permutations, dim=0)))
+        if positions is not None:
+            stack.enter_context(vlm.family.edit_positions(vlm.model, _moving(vlm, positions, stack)))
+        yield
 
-    def edit(features: list[Float[Tensor, "token width"]]) -> list[Float[Tensor, "token width"]]:
-        chosen = _for_pictures(permutations, vlm, len(features))
-        return [_permuted(tokens, permutation) for tokens, permutation in zip(features, chosen, strict=True)]
 
-    by_row = isinstance(permutations, Tensor) and permutations.ndim == 2
-    vlm.by_row_interventions += by_row
-    try:
-        with vlm.family.edit_image_features(vlm.model, edit):
-            yield
-    finally:
-        vlm.by_row_interventions -= by_row
+@dataclass(frozen=True)
+class Shifted:
+    """Position ids [axis, token] moved by `delta` along an axis, or along all."""
+
+    delta: float
+    axis: str
+
+    def __call__(self, ids: Shaped[Tensor, "axis token"]) -> Shaped[Tensor, "axis token"]:
+        moves = torch.tensor([self.axis in (ALL, name) for name in AXES[: len(ids)]], device=ids.device)
+        return ids + self.delta * moves[:, None]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """permutations: one, [image, token], or one per cluster, as `intervene` takes them; checked."""
+
+    permutations: Tensor | dict[str, Tensor]
+
+
+Positions = Callable[[Tensor], Tensor] | Carried
+
+
+def shifted(delta: float, axis: str = ALL) -> Shifted:
+    """Every vision token stands `delta` positions later (any real number; earlier where negative).
+
+    axis: "all", or one of M-RoPE's "temporal", "height", "width". Raises ValueError for a delta that is not finite.
+    """
+    if isinstance(delta, bool) or not isfinite(delta):
+        raise ValueError(f"delta={delta!r} is not a finite number of positions")
+    check_axis(axis, AXES)
+    return Shifted(delta, axis)
+
+
+def constant() -> Callable[[Tensor], Tensor]:
+    """All vision tokens of a picture stand at one position: the mean of theirs on each axis, as far from the words on average."""
+    return lambda ids: ids.float().mean(-1, keepdim=True).expand(ids.shape)
+
+
+def carried(permutation: Permutations) -> Carried:
+    """Position ids that go with the tokens: place i gets the ids of place permutation[i].
+
+    Together with `permute=permutation`, every patch keeps the position of where it came from, and only the order in the sequence
+    is shuffled. permutation: as `permute`.
+    """
+    return Carried(_checked(permutation))
 
 
 def random_permutations(n: int, count: int, seed: int = 0) -> Int[Tensor, "permutation token"]:
     """Seeded permutations of n tokens, for one picture each."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
+
+
+def _permuting(vlm: VLM, permutations: Tensor | dict[str, Tensor], dim: int) -> Edit:
+    def edit(values: list[Tensor]) -> list[Tensor]:
+        chosen = _for_pictures(permutations, vlm, len(values))
+        return [_permuted(one, permutation, dim) for one, permutation in zip(values, chosen, strict=True)]
+
+    return edit
+
+
+def _moving(vlm: VLM, positions: Positions, stack: ExitStack) -> Edit:
+    if isinstance(positions, Carried):
+        stack.enter_context(_in_batch_order(vlm, positions.permutations))
+        return _permuting(vlm, positions.permutations, dim=1)
+    if isinstance(positions, Shifted):
+        axes = vlm.family.position_axes(vlm.model)
+        check_axis(positions.axis, axes if len(axes) > 1 else ())
+    return lambda ids: [positions(one) for one in ids]
+
+
+@contextmanager
+def _in_batch_order(vlm: VLM, permutations: Tensor | dict[str, Tensor]) -> Iterator[None]:
+    """While open, the model knows whether these hold for the rows of one batch, in its order."""
+    by_row = isinstance(permutations, Tensor) and permutations.ndim == 2
+    vlm.by_row_interventions += by_row
+    try:
+        yield
+    finally:
+        vlm.by_row_interventions -= by_row
 
 
 def _checked(permute: Permutations) -> Tensor | dict[str, Tensor]:
@@ -103,9 +181,9 @@ def _for_pictures(permutations: Tensor | dict[str, Tensor], vlm: VLM, count: int
     return list(permutations)
 
 
-def _permuted(tokens: Float[Tensor, "token width"], permutation: Tensor) -> Float[Tensor, "token width"]:
-    if len(permutation) != len(tokens):
+def _permuted(values: Tensor, permutation: Tensor, dim: int) -> Tensor:
+    if len(permutation) != values.shape[dim]:
         raise ValueError(
-            f"the permutation has {len(permutation)} entries, expected n = {len(tokens)}, the picture's vision tokens"
+            f"the permutation has {len(permutation)} entries, expected n = {values.shape[dim]}, the picture's vision tokens"
         )
-    return tokens[permutation.to(tokens.device)]
+    return values.index_select(dim, permutation.to(values.device))

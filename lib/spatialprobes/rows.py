@@ -31,8 +31,7 @@ def attention_rows(
     heads, tokens, keys = query.shape[1], query.shape[2], key.shape[2]
     groups = heads // key.shape[1]
     local = rows.clamp(min=0)
-    pick = local[:, None, :, None].expand(-1, heads, -1, query.shape[-1])
-    chosen = query.gather(2, pick).float()
+    chosen = chosen_rows(query, local).float()
     chosen = chosen.reshape(len(query), key.shape[1], groups * local.shape[1], -1)
     scores = (chosen @ key.float().transpose(-1, -2)) * scaling
     scores = scores.reshape(len(query), heads, local.shape[1], keys)
@@ -44,3 +43,34 @@ def attention_rows(
         last = local[:, None, :, None] + keys - tokens
         scores = scores.masked_fill(torch.arange(keys, device=scores.device) > last, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill((rows < 0)[:, None, :, None], torch.nan)
+
+
+def chosen_rows(
+    query: Float[Tensor, "example head token size"], rows: Int[Tensor, "example row"]
+) -> Float[Tensor, "example head row size"]:
+    """The queries of these tokens; rows below 0 (absent) hold those of token 0."""
+    return query.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1]))
+
+
+def added_rows(
+    mask: Bool[Tensor, "example 1 token key"] | Float[Tensor, "example 1 token key"] | None,
+    causal: bool,
+    rows: Int[Tensor, "example row"],
+    tokens: int,
+    keys: int,
+) -> Float[Tensor, "example row key"]:
+    """What the mask adds to the scores of these rows, in float32: 0 where a key may be seen, the least float where it may not.
+
+    mask, causal, rows: as in `attention_rows`; tokens, keys: of this call. Rows below 0 (absent) hold those of token 0.
+    """
+    local = rows.clamp(min=0)
+    least = torch.finfo(torch.float32).min
+    if mask is not None:
+        mask = mask[:, 0, :, :keys].expand(len(rows), -1, -1).gather(1, local[..., None].expand(-1, -1, keys))
+        return (
+            torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, least) if mask.dtype == torch.bool else mask.float()
+        )
+    added = torch.zeros(*rows.shape, keys, device=rows.device)
+    if not causal:
+        return added
+    return added.masked_fill_(torch.arange(keys, device=rows.device) > local[..., None] + keys - tokens, least)

@@ -7,10 +7,25 @@ import difflib
 from spatialprobes.families.base import Edit, Family, Pictures
 from spatialprobes.families.frames import Frame, ImageFit, check_fit, fit_picture
 from spatialprobes.families.llava import Llava
+from spatialprobes.families.rotary import ALL, AXES, Rotary, check_axis
 
 FAMILIES: dict[str, type[Family]] = {family.model_type: family for family in (Llava,)}
 
-__all__ = ["FAMILIES", "Edit", "Family", "Frame", "ImageFit", "Pictures", "check_fit", "family_of", "fit_picture"]
+__all__ = [
+    "ALL",
+    "AXES",
+    "FAMILIES",
+    "Edit",
+    "Family",
+    "Frame",
+    "ImageFit",
+    "Pictures",
+    "Rotary",
+    "check_axis",
+    "check_fit",
+    "family_of",
+    "fit_picture",
+]
 
 
 def family_of(model_type: str) -> Family:

@@ -18,6 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from spatialprobes.families.attention import Observer, observed_attention
 from spatialprobes.families.frames import Frame
+from spatialprobes.families.positions import edited_positions
+from spatialprobes.families.rotary import Rotary, axes_of, rotary_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -106,6 +108,18 @@ class Family:
     ) -> AbstractContextManager[None]:
         """While open, each observer sees queries, keys and mask of its attention module in `part` ("text" or "vision")."""
         return observed_attention(model, self.parts[part], observers)
+
+    def rotary(self, model: nn.Module) -> Rotary:
+        """How the language model's queries and keys turn with the positions; every layer with attention is taken to turn so.
+
+        Raises ValueError for an embedding that cannot be read or is not what it seems.
+        """
+        attention = next(found for layer in self.part(model, "layers") if (found := self.attention(layer)) is not None)
+        return rotary_of(self.decoder(model).rotary_emb, attention, attention.head_dim)
+
+    def position_axes(self, model: nn.Module) -> tuple[str, ...]:
+        """The names of the axes of the position ids; empty where they are plain counts."""
+        return axes_of(self.decoder(model).rotary_emb)
 
     # Pictures and tokens
     def image_token_id(self, model: nn.Module) -> int:
@@ -206,6 +220,15 @@ class Family:
             edits.remove(edit)
             if not edits:
                 del owner.__dict__["get_image_features"], owner.__dict__["_image_feature_edits"]
+
+    def edit_positions(self, model: nn.Module, edit: Edit) -> AbstractContextManager[None]:
+        """While open, `edit` maps the position ids of the vision tokens: per row of the batch [axis, token], in order of place.
+
+        Ids may become fractions; those of the text stay. Edits compose in the order in which they were opened and reach forward
+        and generate alike. Raises ValueError, once the model runs, where its ids don't say which tokens are the picture's, and
+        for edited ids of another shape or that are not finite.
+        """
+        return edited_positions(model, self.image_token_id(model), max(1, len(self.position_axes(model))), edit)
 
     def _owner(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.image_owner)
