@@ -18,7 +18,7 @@ from spatialprobes.vlm import VLM
 from spatialprobes.worlds.lab_questions import examples as lab_examples
 
 LAB = "lab-llava-vanilla"
-COLUMNS = ["example", "word", "layer", "row", "col", "weight", "seen"]
+COLUMNS = "example cluster word layer row col weight seen scale_x scale_y shift_x shift_y".split()
 WORDS = (["the", "red circle", "square"], ["circle"], ["cross", "where"], ["green square", "the picture", "and"])
 
 
@@ -187,11 +187,13 @@ def test_a_missing_word_names_its_example_and_the_words_there(vlm, word):
 def test_bad_input_is_refused_and_nothing_stays_hooked(vlm, monkeypatch):
     asked = examples(2)
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules()]
-    for words in ({}, {"e0": []}, {"other": ["circle"]}):
+    for words in ({}, {"e0": []}):
         with pytest.raises(ValueError, match="no words were given"):
             grounding.measure(vlm, asked, words)
     with pytest.raises(ValueError, match="no words were given"):
-        grounding.measure(vlm, [], wanted(asked))
+        grounding.measure(vlm, [], {})
+    with pytest.raises(KeyError, match="'e11', which no example is called; nearest: 'e1'"):
+        grounding.measure(vlm, asked, {"e0": ["circle"], "e11": ["circle"]})
     with pytest.raises(ValueError, match="layer with attention 9 is not there; 0, 1"):
         grounding.measure(vlm, asked, wanted(asked), layers=[9])
     with pytest.raises(ValueError, match="the picture of e0"):
