@@ -156,7 +156,7 @@ SIZED = {
 
 
 def named(name: str) -> Callable[[Grid, np.random.Generator], Int[np.ndarray, " token"]]:
-    """The function that a name stands for: "full", "rows", "flip_left_right", ..., or with a size "blocks:2", "within_radius:1.5".
+    """The function that a name stands for: "full", "rows", "flip_left_right", ...; with a size "blocks:2", "within_radius:1.5".
 
     Raises ValueError naming the nearest for an unknown name, and for a size that is missing, is no number or is not wanted.
     """

@@ -84,9 +84,14 @@ def bootstrap(
             raise ValueError(f"a value of {outside[0]:g} lies outside bounds=({least:g}, {greatest:g})")
         if paired is not None:
             least, greatest = least - greatest, greatest - least
-        unseen = 1 - ((1 - level) / 2) ** (1 / draw.count)
+        unseen = unseen_share(draw.count, level)
         low, high = min(low, estimate - unseen * (estimate - least)), max(high, estimate + unseen * (greatest - estimate))
     return Interval(float(estimate), min(low, float(estimate)), max(high, float(estimate)), draw.rows, draw.count)
+
+
+def unseen_share(clusters: int, level: float = 0.95) -> float:
+    """How common a kind of cluster may be and still be missed by so many clusters with probability (1 - level) / 2."""
+    return 1 - ((1 - level) / 2) ** (1 / clusters)
 
 
 def ratio(
@@ -97,21 +102,26 @@ def ratio(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    statistic: Literal["mean", "median"] = "mean",
 ) -> Interval:
     """mean(numerator) / mean(denominator), two samples of any lengths, with a cluster bootstrap percentile interval.
 
-    Clusters of one label in both samples (the vision and the text of one picture) are drawn together. Without clusters the two
-    samples are drawn apart. Raises ValueError for NaN, empty input, one of two clusterings missing, or a denominator whose mean
-    is zero or changes sign over the draws (the ratio has no interval then).
+    statistic: "median" for the ratio of medians. Clusters of one label in both samples (the vision and the text of one picture)
+    are drawn together. Without clusters the two samples are drawn apart. Raises ValueError for NaN, empty input, one of two
+    clusterings missing, an unknown statistic, or a denominator whose mean (median) is zero or changes sign over the draws (the
+    ratio has no interval then).
     """
+    if statistic not in _STATISTICS:
+        raise ValueError(f"statistic {statistic!r} is not one of {', '.join(_STATISTICS)}")
+    of = _STATISTICS[statistic]
     if (numerator_clusters is None) != (denominator_clusters is None):
         raise ValueError("give clusters for both samples or for neither")
     above = _column(numerator, "numerator", None)
     below = _column(denominator, "denominator", None)
     rows = len(above) + len(below)
     if numerator_clusters is None:
-        draws_above = _mean(above, None, _Resample(None, len(above), n, seed))
-        draws_below = _mean(below, None, _Resample(None, len(below), n, seed + 1))
+        draws_above = of(above, None, _Resample(None, len(above), n, seed))
+        draws_below = of(below, None, _Resample(None, len(below), n, seed + 1))
         count = rows
     else:
         labels = np.concatenate([_labels(numerator_clusters, len(above)), _labels(denominator_clusters, len(below))])
@@ -119,16 +129,17 @@ def ratio(
         is_above = np.arange(rows) < len(above)
         pooled = np.concatenate([above, below])
         with np.errstate(divide="ignore", invalid="ignore"):  # a draw without any row of one sample is caught below
-            draws_above = _mean(pooled, None, draw, is_above)
-            draws_below = _mean(pooled, None, draw, ~is_above)
+            draws_above = of(pooled, None, draw, is_above)
+            draws_below = of(pooled, None, draw, ~is_above)
         count = draw.count
         if not (np.isfinite(draws_above).all() and np.isfinite(draws_below).all()):
             raise ValueError("some draws hold no row of one sample: too few clusters hold both numerator and denominator")
-    if below.mean() == 0 or (np.sign(draws_below) != np.sign(below.mean())).any():
+    of_above, of_below = (float(getattr(np, statistic)(column)) for column in (above, below))
+    if of_below == 0 or (np.sign(draws_below) != np.sign(of_below)).any():
         raise ValueError(
-            f"the denominator's mean ({below.mean():g}) is zero or changes sign over the draws: no interval of a ratio"
+            f"the denominator's {statistic} ({of_below:g}) is zero or changes sign over the draws: no interval of a ratio"
         )
-    estimate = float(above.mean() / below.mean())
+    estimate = of_above / of_below
     low, high = _percentiles(draws_above / draws_below, level)
     return Interval(estimate, min(low, estimate), max(high, estimate), rows, count)
 
@@ -218,9 +229,13 @@ def _mean(column, weights, draw: _Resample, rows=None):
     return np.concatenate([(block @ totals) / (block @ sizes) for block in blocks])
 
 
-def _median(column, weights, draw: _Resample):
-    """Medians of the drawn clusters' rows (the middle two averaged), by cumulated weights over the rows sorted once."""
-    order = np.argsort(column, kind="stable")
+def _median(column, weights, draw: _Resample, rows=None):
+    """Medians of the drawn clusters' rows (the middle two averaged), by cumulated weights over the rows sorted once.
+
+    `rows` (bool) restricts which rows count; NaN for a draw that holds none.
+    """
+    counted = np.arange(draw.rows) if rows is None else np.flatnonzero(rows)
+    order = counted[np.argsort(column[counted], kind="stable")]
     ordered, codes = column[order], draw.codes[order]
     medians = []
     for block in draw.weights() if weights is None else [weights]:
@@ -228,7 +243,7 @@ def _median(column, weights, draw: _Resample):
         total = reached[:, -1:]
         lower = (reached >= np.floor((total + 1) / 2)).argmax(axis=1)
         upper = (reached >= np.floor(total / 2) + 1).argmax(axis=1)
-        medians.append((ordered[lower] + ordered[upper]) / 2)
+        medians.append(np.where(total[:, 0] > 0, (ordered[lower] + ordered[upper]) / 2, np.nan))
     return np.concatenate(medians)
 
 
