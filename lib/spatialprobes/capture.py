@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spatialprobes.families import TowerRun
 from spatialprobes.rows import added_rows, chosen_rows
 from spatialprobes.rows import attention_rows as rows_of
 from spatialprobes.spans import PARTS, Spans
+from spatialprobes.tower_rows import TowerRows
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def capture(
     hidden: layers, "all" (0..L), or several with "norm" among them. attention_rows: blocks of the language model, or "all" (those
     that have attention). at: the tokens of both: "last"; "word:<w>", every sub-token of a word of the question; "vision", "user"
     or another part of the prompt; or token indices [row] or [example, row] in the padded batch (negative from its end).
-    tower_rows: blocks of the vision tower; tower_at: its rows, by index among its tokens (a class token is 0).
+    tower_rows: blocks of the vision tower; tower_at: its rows, by index among the tokens of a picture (a class token is 0, then
+    the patches in raster order). `tower_rows.merge_rows` brings them to the grid of the vision tokens.
     connector: its input and output; the input as the tower leaves it ("pre_norm"), or after the norm that stands before the
     connector's weights ("post_norm").
     queries_keys: blocks of the language model, or "all" (those that have attention): queries of the tokens `at`, keys of all
@@ -73,8 +76,10 @@ class Step:
     """What one run of the model left.
 
     positions: [example, row], token indices in the padded batch, -1 where an example has fewer rows (its values are NaN).
-    hidden: by layer, [example, row, width]. rows: by block, [example, head, row, key]. tower_rows: by block, [image, head, row,
-    key]. connector_input, connector_output: one [token, width] per picture, in raster order.
+    hidden: by layer, [example, row, width]. rows: by block, [example, head, row, key]. tower_rows: by block, one [head, row, key]
+    per picture, keys in the order of tower_at's rows, 0 outside a window. tower: the grids that these rows are of.
+    connector_input, connector_output: one [token, width] per picture, cells in raster order (where several patches become one
+    vision token their rows stand together, row by row).
     queries, keys: by block, after the rotary embedding; keys of all tokens so far, padding included, one for several heads where
     queries are grouped (head h reads key head h // (heads / kv_heads)). Scores are queries @ keys^T * scaling + masks, where
     masks is 0 for a key that may be seen and the least float for one that may not.
@@ -83,7 +88,8 @@ class Step:
     positions: Int[Tensor, "example row"] | None = None
     hidden: dict[int | str, Float[Tensor, "example row width"]] = field(default_factory=dict)
     rows: dict[int, Float[Tensor, "example head row key"]] = field(default_factory=dict)
-    tower_rows: dict[int, Float[Tensor, "image head row key"]] = field(default_factory=dict)
+    tower_rows: dict[int, list[Float[Tensor, "head row key"]]] = field(default_factory=dict)
+    tower: TowerRun | None = None
     queries: dict[int, Float[Tensor, "example head row size"]] = field(default_factory=dict)
     keys: dict[int, Float[Tensor, "example kv_head key size"]] = field(default_factory=dict)
     masks: dict[int, Float[Tensor, "example row key"]] = field(default_factory=dict)
@@ -169,13 +175,15 @@ class _Plan:
         if self.queries_keys:
             observers = {family.attention(self.layers[i]): partial(run.keep_queries_keys, i) for i in self.queries_keys}
             stack.enter_context(family.observe_attention(model, "text", observers))
+        if self.tower or self.connector:
+            stack.callback(family.part(model, "tower").register_forward_pre_hook(run.start_tower, with_kwargs=True).remove)
         if self.tower:
             observers = {family.attention(self.tower_layers[i]): partial(run.keep_tower_rows, i) for i in self.tower}
             stack.enter_context(family.observe_attention(model, "vision", observers))
         if self.connector:
             module, take = family.connector_reading(model, self.connector)
-            hook(module, lambda entering, output: run.keep_connector("connector_input", take(entering, output)))
-            hook(family.part(model, "connector"), lambda _, output: run.keep_connector("connector_output", output))
+            hook(module, lambda entering, output: run.keep_connector("input", take(entering, output)))
+            hook(family.part(model, "connector"), lambda _, output: run.keep_connector("output", output))
 
     def positions(self, examples: int, tokens: int) -> Int[Tensor, "example row"]:
         """Token indices in the padded batch, -1 where an example has fewer; `tokens` of the prompt."""
@@ -209,6 +217,7 @@ class _Run:
         self.plan, self.got = plan, got
         self.step = Step()
         self.pictures: Step | None = None  # of a tower that ran, before its language model does
+        self.tower: dict[int, TowerRows] = {}  # of the tower that runs, by block
         self.prompt: Tensor | None = None  # positions read, in the padded prompt
         self.local: Tensor | None = None  # the same within this call, None where it has none of them
 
@@ -261,22 +270,23 @@ class _Run:
         )
         step.keys[layer], step.scaling[layer] = key.detach(), scaling
 
-    def keep_tower_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
-        chosen = range(query.shape[2]) if self.plan.tower_at == "all" else self.plan.tower_at
-        rows = torch.tensor(list(chosen), device=query.device).expand(len(query), -1)
-        self._of_pictures("tower_rows", layer).tower_rows[layer] = rows_of(query, key, mask, scaling, causal, rows).cpu()
-
-    def keep_connector(self, name: str, tokens: Tensor) -> None:
+    def start_tower(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         vlm = self.plan.vlm
-        inputs = vlm.batch.inputs if vlm.batch is not None else {}
-        setattr(self._of_pictures(name), name, [one.cpu() for one in vlm.family.connector_tokens(vlm.model, tokens, inputs)])
+        run = vlm.family.tower_run(vlm.model, args, kwargs)
+        self.pictures = self.got.prompt = Step(tower=run)
+        if run is None and self.plan.tower:
+            raise ValueError(f"tower_rows: which patch each token of the tower is, is not known of {vlm.family.model_type!r}")
+        self.tower = {layer: TowerRows(run, layer, self.plan.tower_at) for layer in self.plan.tower}
 
-    def _of_pictures(self, name: str, layer: int | None = None) -> Step:
-        """The step that the pictures being run belong to: a new one where this one already has the value."""
-        held = getattr(self.pictures, name, None)
-        if self.pictures is None or (layer in held if layer is not None else held):
-            self.pictures = self.got.prompt = Step()
-        return self.pictures
+    def keep_tower_rows(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
+        rows = self.tower[layer]
+        rows.add(query, key, mask, scaling, causal)
+        self.pictures.tower_rows[layer] = rows.pictures
+
+    def keep_connector(self, side: Literal["input", "output"], tokens: Tensor) -> None:
+        vlm, step = self.plan.vlm, self.pictures
+        found = vlm.family.connector_tokens(vlm.model, tokens, step.tower, side)
+        setattr(step, f"connector_{side}", [one.cpu() for one in found])
 
 
 def _chosen(asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ...] = ()) -> list[int | str]:

@@ -6,6 +6,7 @@ that prompts about one picture share everything up to and including it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,22 @@ def default_system(processor: Any) -> str:
     return own[start:end].strip()
 
 
-def render(processor: Any, placeholder: str, example: Example, system: str | None, default: str, answers: bool = False) -> Prompt:
+def render(
+    processor: Any,
+    placeholder: str,
+    example: Example,
+    system: str | None,
+    default: str,
+    answers: bool = False,
+    spell: Callable[[str], str] = str,
+) -> Prompt:
     """The prompt for one example.
 
     system: "default" for the template's own (`default`), None or "" for no system prompt, else the words of one.
     answers: close with the example's answer (teacher forcing) instead of with the call for one.
     `example.meta["earlier"]`: (question, answer) pairs that were asked about the picture before, oldest first, if any; they come
     between the picture and the question, and their tokens count as the template's.
+    spell: what the processor still does to the text that the template writes.
     Raises PromptError for an empty question, one that holds the image placeholder, a missing answer, and a system prompt that
     the template does not write.
     """
@@ -66,7 +76,7 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
         messages = turns
     else:
         messages = [_system(words), *turns]
-    text = _apply(processor, messages, ask=True)
+    text = spell(_apply(processor, messages, ask=True))
     if text.count(placeholder) != 1:
         raise PromptError(
             f"the chat template writes {text.count(placeholder)} image placeholders {placeholder!r} for one picture"
@@ -88,7 +98,7 @@ def render(processor: Any, placeholder: str, example: Example, system: str | Non
         expected = (example.answer or "").strip()
         if not expected:
             raise PromptError(f"example {example.id!r} has no answer to force")
-        closed = _apply(processor, [*messages, _turn("assistant", expected)])
+        closed = spell(_apply(processor, [*messages, _turn("assistant", expected)]))
         if not closed.startswith(text.rstrip()) or expected not in closed[end:]:
             closed = text + ("" if text[-1:].isspace() else " ") + expected  # templates that open an answer in another way
         text, start = closed, closed.index(expected, len(text.rstrip()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +198,10 @@ class VLM:
     ) -> Batch:
         """As `encode`, from processed pictures, and without the picture tensors."""
         placeholder, image_id = self.family.image_token(self.processor), self.family.image_token_id(self.model)
-        prompts = [render(self.processor, placeholder, example, system, self.default_system, answers) for example in examples]
+        spell = partial(self.family.spell, self.processor)
+        prompts = [
+            render(self.processor, placeholder, example, system, self.default_system, answers, spell) for example in examples
+        ]
         rows, layouts = [], []
         for example, prompt, shown in zip(examples, prompts, which, strict=True):
             ids, offsets = self._tokenize(prompt)
@@ -217,7 +220,7 @@ class VLM:
             "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         }
-        inputs = self.to_device(self.family.complete(self.model, inputs))
+        inputs = self.to_device(self.family.complete(self.model, inputs, [pictures.grids[shown] for shown in which]))
         spans = [
             find_spans(
                 example.id, prompt, *layout, length - len(row), length, grid=pictures.grids[shown], frame=pictures.frames[shown]

@@ -1,4 +1,16 @@
-"""Where things are in each family of models. The only place that knows models: a new one is a module here and a line below."""
+"""Where things are in each family of models. The only place that knows models: a new one is a module here and a line below.
+
+| family             | grid of vision tokens     | attention maps of the language model | of the tower      | shares a prefix |
+|--------------------|---------------------------|--------------------------------------|-------------------|-----------------|
+| LLaVA              | the patches               | all layers                           | patches and class | yes             |
+| Qwen2-VL           | cells of 2 x 2 patches    | all layers                           | patches           | yes             |
+| Qwen2.5-VL         | cells of 2 x 2 patches    | all layers                           | patches; windows  | yes             |
+| Qwen3.5 (also MoE) | cells of 2 x 2 patches    | full-attention layers (every fourth) | patches           | no              |
+| Idefics2           | none: perceiver's latents | all layers                           | patches           | yes             |
+
+All give hidden states of every layer, the connector's input and output, permutation and positions of vision tokens. "windows": a
+patch attends within its window in most blocks. "shares a prefix": questions about one picture reuse its keys and values.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +18,14 @@ import difflib
 
 from spatialprobes.families.base import Edit, Family, Pictures
 from spatialprobes.families.frames import Frame, ImageFit, check_fit, fit_picture
+from spatialprobes.families.idefics2 import Idefics2
 from spatialprobes.families.llava import Llava
+from spatialprobes.families.qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3_5Moe
 from spatialprobes.families.rotary import ALL, AXES, Rotary, check_axis
+from spatialprobes.families.towers import TowerRun
 
-FAMILIES: dict[str, type[Family]] = {family.model_type: family for family in (Llava,)}
+NATIVE = (Llava, Qwen2VL, Qwen2_5VL, Qwen3_5, Qwen3_5Moe, Idefics2)
+FAMILIES: dict[str, type[Family]] = {family.model_type: family for family in NATIVE}
 
 __all__ = [
     "ALL",
@@ -21,6 +37,7 @@ __all__ = [
     "ImageFit",
     "Pictures",
     "Rotary",
+    "TowerRun",
     "check_axis",
     "check_fit",
     "family_of",

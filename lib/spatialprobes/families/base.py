@@ -20,6 +20,7 @@ from spatialprobes.families.attention import Observer, observed_attention
 from spatialprobes.families.frames import Frame
 from spatialprobes.families.positions import edited_positions
 from spatialprobes.families.rotary import Rotary, axes_of, rotary_of
+from spatialprobes.families.towers import TowerRun
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -98,9 +99,18 @@ class Family:
         """
         raise NotImplementedError
 
-    def connector_tokens(self, model: nn.Module, tokens: Tensor, inputs: dict[str, Tensor]) -> list[Float[Tensor, "token width"]]:
-        """What a hook on the connector sees, as one raster-ordered tensor per picture; inputs: the batch's, empty if unknown."""
+    def connector_tokens(
+        self, model: nn.Module, tokens: Tensor, run: TowerRun | None, side: str
+    ) -> list[Float[Tensor, "token width"]]:
+        """What a hook sees at one side of the connector ("input" or "output") as one tensor per picture, cells in raster order.
+
+        Where several rows of the input become one of the output, they stand together. run: the tower's, where it is known.
+        """
         return list(tokens)
+
+    def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun | None:
+        """Of a call of the tower: where the tokens of its attention calls are in the pictures; None where it is not known."""
+        return None
 
     # Attention
     def observe_attention(
@@ -129,6 +139,10 @@ class Family:
         """The placeholder that the chat template writes for a picture."""
         return processor.image_token
 
+    def spell(self, processor: Any, text: str) -> str:
+        """A rendered prompt as the processor changes it before it is cut into tokens."""
+        return text
+
     def side(self, processor: Any) -> int | None:
         """Pixels of the model's square input, None where it takes any size."""
         return None
@@ -145,12 +159,14 @@ class Family:
         """(rows, columns) of the n vision tokens of picture `index`, None where they have no raster."""
         raise NotImplementedError
 
+    def processed(self, processor: Any, pictures: list[Image.Image]) -> Any:
+        """The processor's output for prompts that are a picture each and nothing else."""
+        text = [self.image_token(processor)] * len(pictures)
+        return processor(images=pictures, text=text, padding=True, add_special_tokens=False, return_tensors="pt")
+
     def pictures(self, model: nn.Module, processor: Any, pictures: list[Image.Image], frames: list[Frame]) -> Pictures:
         """Run the processor once on distinct pictures. frames: what was done to each before."""
-        placeholder = self.image_token(processor)
-        encoded = processor(
-            images=pictures, text=[placeholder] * len(pictures), padding=True, add_special_tokens=False, return_tensors="pt"
-        )
+        encoded = self.processed(processor, pictures)
         mask = encoded.pop("attention_mask")
         tokens = [ids[keep.bool()].tolist() for ids, keep in zip(encoded.pop("input_ids"), mask, strict=True)]
         inputs = {name: value for name, value in encoded.items() if name not in ("mm_token_type_ids", "token_type_ids")}
@@ -167,10 +183,10 @@ class Family:
         index = torch.tensor(which)
         return {name: value[index] for name, value in inputs.items()}
 
-    def complete(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def complete(self, model: nn.Module, inputs: dict[str, Tensor], grids: list[tuple[int, int] | None]) -> dict[str, Tensor]:
         """Add what the model would otherwise guess: explicit position ids, and types of tokens where it wants them.
 
-        Positions count real tokens from 0 and are 0 on padding.
+        grids: of the vision tokens of each row. Positions count real tokens from 0 and are 0 on padding.
         """
         position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return {**inputs, "position_ids": position_ids}
@@ -206,10 +222,11 @@ class Family:
             @functools.wraps(original)  # generate reads the signature
             def edited(*args: Any, **kwargs: Any) -> Any:
                 outputs = original(*args, **kwargs)
-                features = outputs.pooler_output
+                features = list(outputs.pooler_output)
                 for each in list(edits):
-                    features = type(outputs.pooler_output)(each(list(features)))
-                outputs.pooler_output = features
+                    features = list(each(features))
+                stacked = isinstance(outputs.pooler_output, Tensor)
+                outputs.pooler_output = torch.stack(features) if stacked else type(outputs.pooler_output)(features)
                 return outputs
 
             owner.__dict__["get_image_features"] = edited

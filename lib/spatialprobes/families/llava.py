@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spatialprobes.families.base import Family
 from spatialprobes.families.frames import Frame
+from spatialprobes.families.towers import TowerRun, batch_of_pictures
 
 
 class Llava(Family):
@@ -51,3 +52,11 @@ class Llava(Family):
         return self.part(model, "connector"), (lambda entering, _: entering) if site == "pre_norm" else (
             lambda entering, _: norm(entering)
         )
+
+    def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun:
+        """One attention call a block; CLIP's class token stands before the patches."""
+        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        patch = model.config.vision_config.patch_size
+        grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
+        before = int(hasattr(self.part(model, "tower").embeddings, "class_embedding"))
+        return batch_of_pictures(len(pixels), grid, before, len(self.part(model, "tower_layers")))

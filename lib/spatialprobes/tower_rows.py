@@ -1,0 +1,82 @@
+"""Attention rows of a vision tower, put together from its attention calls into whole pictures, and merged to the LM's grid.
+
+A tower may attend picture by picture, window by window, or to padded pictures side by side; here a row has every token of its
+picture, the patches in raster order, and 0 for those that its call did not see. Knows no model: what the calls hold comes from
+the family (`TowerRun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from spatialprobes.families import TowerRun
+from spatialprobes.rows import attention_rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class TowerRows:
+    """The rows of one block in one run of the tower; `add` takes its attention calls in turn.
+
+    at: rows to keep, by index among the tokens of a picture, or "all". pictures: [head, row, key] of each, on the CPU.
+    Raises ValueError for a row that a picture lacks.
+    """
+
+    def __init__(self, run: TowerRun, block: int, at: Literal["all"] | Sequence[int]):
+        self.calls = iter(run.calls[block])
+        self.sizes = [run.tokens(picture) for picture in range(len(run.grids))]
+        if at != "all" and (outside := [row for row in at if not 0 <= row < min(self.sizes)]):
+            raise ValueError(f"tower_at: row {outside[0]} is not there; a picture has {min(self.sizes)} tokens in the tower")
+        self.wanted = [torch.arange(size) if at == "all" else torch.tensor(list(at)) for size in self.sizes]
+        self.pictures: list[Float[Tensor, "head row key"]] = []
+
+    def add(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
+        """One attention call: query, key, mask and scaling as in `attention_rows`."""
+        call = next(self.calls)
+        if not self.pictures:
+            self.pictures = [
+                torch.zeros(query.shape[1], len(rows), size) for rows, size in zip(self.wanted, self.sizes, strict=True)
+            ]
+        index, taken = [], []
+        for picture, places in call:
+            where = torch.full((self.sizes[picture],), -1)  # of each token of the picture in this call
+            where[places[places >= 0]] = (places >= 0).nonzero().flatten()
+            here = where[self.wanted[picture]]
+            taken.append((here >= 0).nonzero().flatten())
+            index.append(here[here >= 0])
+        rows = pad_sequence(index, batch_first=True, padding_value=-1).to(query.device)
+        found = attention_rows(query, key, mask, scaling, causal, rows).cpu()
+        for (picture, places), rows_there, values in zip(call, taken, found, strict=True):
+            real = places >= 0
+            self.pictures[picture][:, rows_there[:, None], places[real]] = values[:, : len(rows_there), real]
+
+
+def merge_rows(
+    rows: Float[Tensor, "head row key"], grid: tuple[int, int], merge: int, before: int = 0
+) -> Float[Tensor, "head cell_row cell_key"]:
+    """Attention of patches to patches as attention of cells to cells, for cells of merge x merge patches, in raster order.
+
+    rows: those of all tokens of one picture, patches in raster order. grid: (rows, columns) of its patches. A cell's row is the
+    mean of its patches' rows; what it attends to a cell is the sum over that cell's patches, so that rows keep their sum.
+    before: tokens ahead of the patches, each kept as it is, ahead of the cells.
+    Raises ValueError where rows are missing or the grid is not made of whole cells.
+    """
+    height, width = grid
+    if rows.shape[-2:] != (before + height * width,) * 2:
+        raise ValueError(
+            f"rows of shape {tuple(rows.shape)} are not those of all {before} + {height} x {width} tokens of a picture"
+        )
+    if height % merge or width % merge:
+        raise ValueError(f"a grid of {height} x {width} patches is not made of cells of {merge} x {merge}")
+    cells = torch.arange(height)[:, None] // merge * (width // merge) + torch.arange(width) // merge
+    cell = torch.cat([torch.arange(before), before + cells.flatten()]).to(rows.device)
+    number = before + height * width // merge**2
+    counts = torch.bincount(cell, minlength=number).to(rows.dtype)
+    keys = rows.new_zeros(*rows.shape[:-1], number).index_add_(-1, cell, rows)
+    return rows.new_zeros(len(rows), number, number).index_add_(-2, cell, keys) / counts[:, None]
