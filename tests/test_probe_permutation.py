@@ -105,7 +105,8 @@ def test_the_identity_drops_exactly_nothing(vlm, asked, monkeypatch):
     answers = frame.pivot(index="id", columns="draw", values="answer")
     assert (answers[0] == answers[-1]).all() and (answers[1] == answers[-1]).all()
     assert permutation.drop(frame).estimate == 0.0
-    assert permutation.psi(frame)[:3] == (0.0, 0.0, 0.0)
+    none = permutation.psi(frame)
+    assert none.estimate == 0.0 and none.low < 0 < none.high
 
 
 def test_answers_equal_permuting_embeddings_by_hand(vlm, asked, entered):
@@ -198,7 +199,9 @@ def test_columns_and_the_share_that_could_not_be_read(vlm):
     asked[1] = dataclasses.replace(asked[1], meta={"kind": "spatial"})
     frame = permutation.measure(vlm, asked, draws=2)
     columns = ["id", "group", "category", "kind", "cluster", "expected", "answer", "correct", "parsed", "condition", "draw"]
-    assert list(frame.columns) == columns
+    assert list(frame.columns) == [*columns, "permutation", "moved"]
+    assert frame["permutation"].tolist() == ["in place"] * 8 + ["full"] * 16
+    assert (frame["moved"] > 0).tolist() == [False] * 8 + [True] * 16
     assert frame["kind"].tolist()[:3] == ["relation", "spatial", "relation"]
     assert frame.attrs == {"unparsed": frame["answer"].isna().mean()}
     assert 0 < frame.attrs["unparsed"] < 1
@@ -268,11 +271,14 @@ def test_conditions_are_paired():
     original = np.repeat(rng.random(200) < 0.5, 2)
     frame = table(original, [original & (np.arange(400) % 2 == 0)], clusters)
     drop, psi = permutation.drop(frame), permutation.psi(frame)
-    assert psi[:3] == pytest.approx((0.5, 0.5, 0.5))
+    unseen = 1 - 0.025 ** (1 / 200)
+    right = original.mean()
+    assert psi.estimate == pytest.approx(0.5)  # the draws all agree: what is left is what 200 pictures may have missed
+    assert psi.low == pytest.approx(1 - ((1 - unseen) * right / 2 + unseen) / ((1 - unseen) * right))
+    assert psi.high == pytest.approx(1 - (1 - unseen) * right / 2 / ((1 - unseen) * right + unseen))
     alone = permutation.summary(frame, {})
     assert (alone["high"] - alone["low"]).max() > 0.1
     full = table([True] * 400, [np.arange(400) % 2 == 0], clusters)
-    unseen = 1 - 0.025 ** (1 / 200)
     assert permutation.drop(full)[:3] == pytest.approx((0.5, 0.5 - unseen * 1.5, 0.5 + unseen * 0.5))
     assert 0 < drop.low < drop.estimate < drop.high < 0.5
 
@@ -345,7 +351,7 @@ def test_summary_counts_questions_and_is_what_the_figure_draws():
     spatial = table([True] * 6 + [False] * 2, [[True] * 2 + [False] * 6, [True] * 4 + [False] * 4], np.arange(8) // 2)
     semantic = table([True] * 9 + [False], [[True] * 9 + [False]] * 2, group="semantic.colour")
     rows = permutation.summary(pd.concat([spatial, semantic], ignore_index=True), {"spatial.x": 0.25})
-    assert list(rows.columns) == ["group", "kind", "condition", "accuracy", "low", "high", "chance", "n"]
+    assert list(rows.columns) == ["group", "kind", "condition", "permutation", "accuracy", "low", "high", "chance", "n"]
     assert rows[["group", "condition"]].apply(tuple, axis=1).tolist() == [
         (group, condition) for group in ("spatial.x", "semantic.colour") for condition in ("original", "permuted")
     ]
