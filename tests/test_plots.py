@@ -68,7 +68,46 @@ def shown_scenes(count=3, text="Q: what color is the circle ?\nA: red"):
     return pd.DataFrame({"png": [png()] * count, "title": [f"scene {i}" for i in range(count)], "text": [text] * count})
 
 
+def attention_shares():
+    rows = [("with system prompt", "system", 0.7), ("with system prompt", "vision", 0.22), ("with system prompt", "user", 0.08)]
+    rows += [("vision vs user", "vision", 0.74), ("vision vs user", "user", 0.26)]
+    frame = pd.DataFrame(rows, columns=["comparison", "group", "share"])
+    frame = frame.assign(low=frame["share"] - 0.03, high=frame["share"] + 0.03)
+    return pd.concat([frame.assign(model="lab-llava"), frame.assign(model="+ Normalize + Multilayer")], ignore_index=True)
+
+
+def head_balance(layers=4, heads=4, models=("lab-llava", "+ Normalize", "+ Normalize + Multilayer")):
+    values = np.random.default_rng(0).uniform(size=(len(models), layers, heads))
+    rows = [(i, j, values[m, i, j], model) for m, model in enumerate(models) for i in range(layers) for j in range(heads)]
+    return pd.DataFrame(rows, columns=["layer", "head", "cmb", "model"])
+
+
+def hidden_norms_by_layer(layers=4):
+    places = [*((i, "stream") for i in range(layers + 1)), (layers, "final norm")]
+    rows = [(i, s, g, norm * (i + 1)) for i, s in places for g, norm in (("vision", 40.0), ("user", 0.9), ("system", 1.1))]
+    frame = pd.DataFrame(rows, columns=["layer", "site", "group", "norm"])
+    return frame.assign(low=0.9 * frame["norm"], high=1.1 * frame["norm"])
+
+
+def norm_ratios(layers=4):
+    places = [*((i, "stream") for i in range(layers + 1)), (layers, "final norm")]
+    rows = [(i, s, how, 40.0 / (i + 1), m) for i, s in places for how in ("mean_of_ratios", "ratio_of_means") for m in "ab"]
+    frame = pd.DataFrame(rows, columns=["layer", "site", "how", "ratio", "model"])
+    return frame.assign(low=0.9 * frame["ratio"], high=1.1 * frame["ratio"])
+
+
+def entropies():
+    rows = [(d, m, e) for d, es in (("2DS", (0.76, 0.9)), ("COCO", (0.81, 0.89))) for m, e in zip(("a", "b"), es, strict=True)]
+    frame = pd.DataFrame(rows, columns=["dataset", "model", "entropy"])
+    return frame.assign(low=frame["entropy"] - 0.02, high=frame["entropy"] + 0.02, n=40)
+
+
 FRAMES = {
+    "balance.cmb": head_balance,
+    "balance.shares": attention_shares,
+    "heatmap.entropy": entropies,
+    "hidden_norms.curves": hidden_norms_by_layer,
+    "hidden_norms.ratios": norm_ratios,
     "heatmap.overlay": weights,
     "norms.distributions": token_norms,
     "permutation.accuracy": accuracies,
