@@ -1,0 +1,86 @@
+"""NumPy files from elsewhere, .npy and .npz: read without running what may be in them, written so that no reader sees half.
+
+A file's header says how large its array is before a byte of it is read, so that a small file can't ask for all memory. Object
+arrays, which are pickles, are refused. Knows files and arrays, nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from spatialprobes.tables import write_atomically
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+MAX_BYTES = 2_000_000_000  # of the arrays of one file, unpacked
+
+
+def read_npy(path: str | Path, max_bytes: int = MAX_BYTES) -> Shaped[np.ndarray, " *shape"]:
+    """The array of a .npy file. Raises FileNotFoundError; ValueError naming the file if it is broken, an object, or too large."""
+    path = _existing(path)
+    with open(path, "rb") as file:
+        return _array(file, str(path), max_bytes)[0]
+
+
+def read_npz(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Shaped[np.ndarray, " *shape"]]:
+    """The arrays of a .npz file by name. Raises as `read_npy`; the bound is on all of them together."""
+    path, found, left = _existing(path), {}, max_bytes
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    key = name.removesuffix(".npy")
+                    found[key], size = _array(file, f"{path}: {key}", left)
+                    left -= size
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable .npz file: {error}") from error
+    return found
+
+
+def write_npy(path: str | Path, array: Shaped[np.ndarray, " *shape"]) -> Path:
+    """Write a .npy file; the same array gives the same bytes. Raises OSError in one line when the disk refuses."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, Shaped[np.ndarray, " *shape"]]) -> Path:
+    """Write a .npz file, uncompressed as `numpy.savez` does; the same arrays give the same bytes. Raises as `write_npy`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return write_atomically(path, buffer.getvalue())
+
+
+def _array(file: IO[bytes], name: str, max_bytes: int) -> tuple[Shaped[np.ndarray, " *shape"], int]:
+    """The array and its bytes."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, by_column, dtype = read_header(file)
+    except KeyError as error:
+        raise ValueError(f"{name}: version {error} of the .npy format is unknown here") from error
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{name}: not a NumPy array: {error}") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name}: holds objects, which only a pickle could give back; save numbers")
+    if (size := math.prod(shape) * dtype.itemsize) > max_bytes:
+        raise ValueError(f"{name}: {size:,} bytes (shape {shape}, {dtype}); at most {max_bytes:,} are read")
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"{name}: cut short, {len(data):,} bytes of {size:,}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C").copy(), size
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    return path
