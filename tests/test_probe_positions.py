@@ -3,10 +3,13 @@ the ids."""
 
 import dataclasses
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import examples
 
+from spatialprobes import plots
 from spatialprobes.answers import answer
 from spatialprobes.intervene import Carried, intervene
 from spatialprobes.parsing import plain
@@ -117,3 +120,26 @@ def test_what_cannot_be_asked_is_one_clear_line(vlm, asked, options, message):
 def test_no_examples(vlm):
     with pytest.raises(ValueError, match="no examples"):
         positions.measure(vlm, [])
+
+
+def test_drop_is_the_difference_of_paired_accuracies(vlm, asked):
+    frame = positions.measure(vlm, asked, shifts=(), draws=2)
+    by = frame.groupby("condition")["correct"].mean()
+    for condition in positions.CONDITIONS:
+        found = positions.drop(frame, condition)
+        assert found.estimate == pytest.approx(by["in place"] - by[condition])
+        assert found.low <= found.estimate <= found.high and found.n == len(asked)
+    with pytest.raises(ValueError, match="'shuffled' is not in the table; there: in place, tokens shuffled"):
+        positions.drop(frame, "shuffled")
+
+
+def test_the_figure_shows_every_cell_once_and_what_was_not_asked_stays_empty():
+    rows = [("bin.row", "in place", 0.9), ("bin.row", "ids shuffled", 0.2), ("semantic.color", "in place", 1.0)]
+    frame = pd.DataFrame(rows, columns=["group", "condition", "accuracy"])
+    frame = frame.assign(kind="spatial", low=0.1, high=1.0, chance=[1 / 6, 1 / 6, np.nan], n=20)
+    figure = plots.draw("positions.accuracy", frame, {})
+    cells = figure.axes[0].images[0].get_array()
+    assert cells.filled(-1).round(2).tolist() == [[0.9, 0.2, 0.17], [1.0, -1, -1]]
+    assert [text.get_text() for text in figure.axes[0].texts].count("0.90") == 1
+    with pytest.raises(ValueError, match=r"'bin.row' under 'in place' stands twice"):
+        plots.draw("positions.accuracy", pd.concat([frame, frame[:1]]), {})

@@ -17,6 +17,8 @@ import pandas as pd
 from spatialprobes.answers import answer
 from spatialprobes.examples import Example
 from spatialprobes.intervene import carried, constant, intervene, shifted
+from spatialprobes.probes import psi
+from spatialprobes.stats import Interval
 from spatialprobes.vlm import VLM
 
 IN_PLACE = "in place"
@@ -81,3 +83,15 @@ def measure(
     frame.insert(3, "kind", frame["id"].map(kinds))
     frame["cluster"] = frame["id"].map({example.id: example.cluster or example.id for example in examples})
     return frame.drop(columns="text")
+
+
+def drop(frame: pd.DataFrame, condition: str, seed: int = 0) -> Interval:
+    """Accuracy in place minus accuracy under a condition, paired by question, pictures resampled.
+
+    Raises ValueError naming the conditions that are in the table.
+    """
+    there = list(dict.fromkeys(frame["condition"]))
+    if condition not in there or condition == IN_PLACE:
+        raise ValueError(f"condition {condition!r} is not in the table; there: {', '.join(there)}")
+    pair = frame[frame["condition"].isin((IN_PLACE, condition))]
+    return psi.drop(pair.assign(condition=pair["condition"].map({IN_PLACE: psi.ORIGINAL, condition: psi.PERMUTED})), seed)
