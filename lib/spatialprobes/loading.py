@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from spatialprobes import paths
 from spatialprobes.families import FAMILIES, Family, family_of
+from spatialprobes.families.discovery import NotDiscovered, look
 
 WEIGHTS_ROOT = "SPATIALPROBES_WEIGHTS"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,7 +71,7 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
     where = str(source.path or source.name)
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        family = family_of(config.model_type)
+        family = _family(config, trust_remote_code)
         want = choose_dtype(dtype, getattr(config, "dtype", None) or config.get_text_config().dtype, target)
         extra: dict[str, Any] = {"dtype": want or "auto", "attn_implementation": "sdpa"}
         if quantize:
@@ -80,8 +81,8 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
         with _quiet(source.kind == "lab"):
             model, info = family.load_model(where, **options, **extra)
         processor = family.load_processor(where, **options)
-    except KeyError as error:
-        raise ModelError(f"model {source.name!r}: {error.args[0]}") from error
+    except NotDiscovered as error:
+        raise undiscovered(source, config.model_type, error) from error
     except (OSError, SafetensorError, json.JSONDecodeError, ImportError, ValueError) as error:
         raise ModelError(_why(source, error)) from error
     if quantize == "4bit" and target.type == "cpu":
@@ -91,6 +92,15 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
     if not quantize and want is None and target.type == "cpu" and model.dtype == torch.float16:
         model.float()
     return model.eval().requires_grad_(False), processor, family
+
+
+def undiscovered(source: Source, model_type: str, error: Exception) -> ModelError:
+    """The line for a model of no written family whose parts were not found, or did not stand their proof."""
+    why = " ".join(str(error).split())[:300]
+    known = ", ".join(sorted(FAMILIES))
+    return ModelError(
+        f"model {source.name!r}: its family {model_type!r} is unknown (known: {known}), and could not be discovered: {why}"
+    )
 
 
 def choose_device(device: str) -> torch.device:
@@ -168,6 +178,13 @@ class Source:
     kind: str
     path: Path | None
     revision: str | None
+
+
+def _family(config: PreTrainedConfig, trust_remote_code: bool) -> Family:
+    """The written family, or what can be seen of an unknown one, to be proved once the model runs."""
+    if config.model_type in FAMILIES:
+        return family_of(config.model_type)
+    return look(config, trust_remote_code=trust_remote_code)
 
 
 def _check_blocks(source: Source, model: nn.Module) -> None:

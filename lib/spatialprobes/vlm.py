@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from spatialprobes import loading
 from spatialprobes.examples import Example
 from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
+from spatialprobes.families.discovery import Discovered
+from spatialprobes.families.proofs import prove
 from spatialprobes.images import open_image
 from spatialprobes.loading import ModelError
 from spatialprobes.prompts import Prompt, PromptError, default_system, render
@@ -97,7 +99,18 @@ class VLM:
         check_fit(image_fit)
         source = loading.find_model(str(name_or_path), revision or None)
         model, processor, family = loading.load(source, dtype or "auto", device or "auto", quantize or None, trust_remote_code)
-        return cls(model, processor, family, source, image_fit, quantize or None)
+        vlm = cls(model, processor, family, source, image_fit, quantize or None)
+        if isinstance(family, Discovered):
+            vlm._prove()
+        return vlm
+
+    def _prove(self) -> None:
+        """Prove the parts of a discovered family on a picture, and print what was found and what was refused."""
+        try:
+            prove(self)
+        except Exception as error:  # a foreign model may fail in its own ways
+            raise loading.undiscovered(self.source, self.family.model_type, error) from error
+        print(self.family.report())
 
     @property
     def name(self) -> str:
@@ -198,6 +211,7 @@ class VLM:
     ) -> Batch:
         """As `encode`, from processed pictures, and without the picture tensors."""
         placeholder, image_id = self.family.image_token(self.processor), self.family.image_token_id(self.model)
+        marker = self.tokenizer.convert_tokens_to_ids(placeholder)
         spell = partial(self.family.spell, self.processor)
         prompts = [
             render(self.processor, placeholder, example, system, self.default_system, answers, spell) for example in examples
@@ -206,7 +220,7 @@ class VLM:
         for example, prompt, shown in zip(examples, prompts, which, strict=True):
             ids, offsets = self._tokenize(prompt)
             expansion = pictures.tokens[shown]
-            before = ids.index(image_id)
+            before = ids.index(marker)
             row = ids[:before] + expansion + ids[before + 1 :]
             if len(row) > self.max_tokens:
                 raise PromptError(
