@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import examples, picture
+from transformers.cache_utils import DynamicLayer
 
 from spatialprobes.answers import answer, generate, parse, score
 from spatialprobes.capture import capture
-from spatialprobes.prefix import prefill, shared_pictures
+from spatialprobes.prefix import _Roomy, prefill, shared_pictures
 from spatialprobes.vlm import VLM, PromptError
 
 TOLERANCE = 1e-5
@@ -70,6 +71,34 @@ def test_logits_after_a_shared_prefix_equal_those_of_whole_prompts(vlm, system):
     whole = vlm.forward(vlm.encode(asked, system)).logits[:, -1]
     assert (shared - whole).abs().max() < TOLERANCE
     assert len(set(batch.which)) == 2
+
+
+@pytest.mark.parametrize("room", [0, 3, 9])
+def test_a_cache_with_room_holds_what_a_growing_one_holds(room):
+    """Through appending beyond the room, taking back and reordering, each of which may leave the buffers behind."""
+    torch.manual_seed(room)
+    few, rows = DynamicLayer(), [1, 1, 0, 1]
+    few.update(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5))
+    growing, roomy = DynamicLayer(), _Roomy(few, rows, room)
+    growing.update(few.keys[rows], few.values[rows])
+
+    def same():
+        assert torch.equal(roomy.keys, growing.keys)
+        assert torch.equal(roomy.values, growing.values)
+        assert roomy.get_seq_length() == growing.get_seq_length()
+
+    for act in ("keep", "crop", "reorder"):
+        for tokens in (2, 1, 3):
+            new = torch.randn(2, 4, 3, tokens, 5)
+            returned = [layer.update(*new) for layer in (growing, roomy)]
+            assert all(torch.equal(a, b) for a, b in zip(*returned, strict=True))
+            same()
+            for layer in (growing, roomy):
+                if act == "crop":
+                    layer.crop(-2)
+                elif act == "reorder":
+                    layer.reorder_cache(torch.tensor([3, 0, 0, 1]))
+            same()
 
 
 def test_generated_tables_are_the_same_however_they_are_batched(vlm):

@@ -97,7 +97,7 @@ def generate(
     for places in _batches(examples, batch_size, share):
         chunk = [examples[i] for i in places]
         if share:
-            batch, cache, _ = prefill(vlm, shared_pictures(chunk), system)
+            batch, cache, _ = prefill(vlm, shared_pictures(chunk), system, new_tokens=max_new_tokens)
             options = {"past_key_values": cache}
         else:
             batch, options = vlm.encode(chunk, system), {}

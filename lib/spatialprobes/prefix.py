@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from spatialprobes.examples import Example
 from spatialprobes.images import open_image
@@ -40,8 +42,10 @@ def shared_pictures(examples: Sequence[Example]) -> list[Example]:
 
 
 @torch.no_grad()
-def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, answers: bool = False) -> tuple[Batch, DynamicCache, int]:
-    """Run the prefixes of these prompts once per distinct picture.
+def prefill(
+    vlm: VLM, examples: Sequence[Example], system: str | None, answers: bool = False, new_tokens: int = 0
+) -> tuple[Batch, DynamicCache, int]:
+    """Run the prefixes of these prompts once per distinct picture. new_tokens: how many are expected after the prompts.
 
     Returns the batch of whole prompts, prefix and rest each left-padded (so there may be padding between them), without the
     picture tensors, its spans those of the prompts before they were cut; the cache of the prefixes, one row per prompt; and the
@@ -61,9 +65,48 @@ def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, answers: 
     with vlm.running(Batch(inputs, [], shown, list(range(len(first))))):
         vlm.family.forward(vlm.model, inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     index = torch.tensor(which, device=vlm.device)
-    cache.batch_select_indices(index)
+    _repeat(cache, which, rest["input_ids"].shape[1] + new_tokens)
     joined = {name: torch.cat([value.index_select(value.ndim - 2, index), rest[name]], dim=-1) for name, value in prefix.items()}
     return Batch(joined, whole.spans, whole.examples, which), cache, prefix["input_ids"].shape[1]
+
+
+def _repeat(cache: DynamicCache, rows: list[int], room: int) -> None:
+    """Row i of the cache becomes what row rows[i] was, with room for this many tokens behind."""
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = _Roomy(layer, rows, room)
+        else:  # sliding windows and states do not grow
+            layer.batch_select_indices(torch.tensor(rows))
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values at the head of longer buffers: new tokens are written behind them, where a DynamicLayer copies all anew."""
+
+    def __init__(self, held: DynamicLayer, rows: list[int], room: int):
+        super().__init__()
+        self.lazy_initialization(held.keys, held.values)
+        self.buffers, self.keys, self.values = [], held.keys, held.values
+        for name in ("keys", "values"):
+            few = getattr(held, name)
+            buffer = few.new_empty(len(rows), few.shape[1], few.shape[2] + room, few.shape[3])
+            at_head = buffer[..., : few.shape[2], :]
+            start = 0
+            for row, run in groupby(rows):  # broadcast into place: indexing would copy twice
+                end = start + len(list(run))
+                at_head[start:end] = few[row]
+                start = end
+            self.buffers.append(buffer)
+            setattr(self, name, at_head)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        whole = self.keys.data_ptr() == self.buffers[0].data_ptr()  # not so once rows were reordered, or the room was used up
+        if not whole or end > self.buffers[0].shape[-2]:
+            return super().update(key_states, value_states, *args, **kwargs)
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        return self.keys, self.values
 
 
 def _cut(batch: Batch, pieces: list[tuple[int, int, int]]) -> dict[str, Tensor]:
