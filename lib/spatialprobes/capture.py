@@ -10,7 +10,7 @@ attention rows count blocks from 0, so rows of block i - 1 went into hidden stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +57,7 @@ def capture(
     connector's weights ("post_norm").
     queries_keys: blocks of the language model, or "all" (those that have attention): queries of the tokens `at`, keys of all
     tokens, after the rotary embedding, and what is needed to score them.
-    reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; applied where they are.
+    reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; applied where they lie.
     `at` by word or part needs to know the batch: run by `vlm.forward` or `vlm.generate`. In generate, the prompt and every
     decoded token are a step each (`got.steps`); later steps hold "last" alone. Tensors are on the CPU, in the model's dtype
     (rows: float32).
@@ -133,8 +133,9 @@ class _Plan:
         self.layers = family.part(model, "layers")
         self.hidden = _chosen(hidden, range(len(self.layers) + 1), "hidden layer", extra=("norm",))
         with_attention = [i for i, layer in enumerate(self.layers) if family.attention(layer) is not None]
-        self.attention = _chosen(attention, with_attention, "layer with attention")
-        self.queries_keys = _chosen(queries_keys, with_attention, "layer with attention")
+        without = set(range(len(self.layers))) - set(with_attention)
+        self.attention = _chosen(attention, with_attention, "layer with attention", without=without)
+        self.queries_keys = _chosen(queries_keys, with_attention, "layer with attention", without=without)
         self.tower_layers = family.part(model, "tower_layers") if tower is not None else []
         self.tower = _chosen(tower, range(len(self.tower_layers)), "tower layer")
         if connector not in (None, "pre_norm", "post_norm"):
@@ -289,7 +290,10 @@ class _Run:
         setattr(step, f"connector_{side}", [one.cpu() for one in found])
 
 
-def _chosen(asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ...] = ()) -> list[int | str]:
+def _chosen(
+    asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ...] = (), without: Collection[int] = ()
+) -> list[int | str]:
+    """The layers asked for. without: those whose attention is linear, and so without a map, queries and keys to read."""
     if asked is None:
         return []
     if isinstance(asked, str) and asked == "all":
@@ -298,6 +302,9 @@ def _chosen(asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ..
         return list(legal)
     layers = [asked] if isinstance(asked, (int, str)) else list(asked)
     for layer in layers:
+        if layer in without and not isinstance(layer, bool):
+            named = ", ".join(map(str, legal)) or "none"
+            raise ValueError(f"layer {layer} has no attention map, its attention is linear; layers with one: {named}")
         if layer not in extra and (isinstance(layer, (bool, str)) or layer not in legal):
             named = ", ".join(map(repr, ("all", *extra)))
             raise ValueError(f"{what} {layer!r} is not there; {', '.join(map(str, legal))}, or {named}")

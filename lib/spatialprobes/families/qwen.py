@@ -3,7 +3,7 @@
 The tower sees the patches of all pictures one after another, cell by cell (a cell is what becomes one vision token), so that four
 consecutive rows are one cell; cells are in raster order, except inside Qwen2.5's tower and connector, which hold them window by
 window. Here everything is given back picture by picture with the cells in raster order. Position ids are (time, row, column) and
-always explicit: left to itself a model guesses them from what it remembers of an earlier call. Knows no prompts and no probe.
+always explicit: left to itself a model takes part of them from what it remembers of an earlier call. Knows no prompts.
 """
 
 from __future__ import annotations
@@ -118,15 +118,6 @@ class Qwen2VL(Family):
             inputs["input_ids"], mm_token_type_ids=types, image_grid_thw=thw, attention_mask=inputs["attention_mask"]
         )
         return {**inputs, "position_ids": position_ids, "mm_token_type_ids": types}
-
-    # Running
-    def forward(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
-        model.model.rope_deltas = None  # of an earlier call
-        return super().forward(model, inputs, **options)
-
-    def generate(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Int[Tensor, "example token"]:
-        model.model.rope_deltas = None
-        return super().generate(model, inputs, **options)
 
 
 class Qwen2_5VL(Qwen2VL):

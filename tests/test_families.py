@@ -1,0 +1,364 @@
+"""What holds for every family: encoding as its own processor does it, what is read as transformers shows it, what is written."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import QUESTIONS, SYSTEM, examples, picture
+from transformers import AutoModelForImageTextToText
+
+from spatialprobes.answers import generate, score
+from spatialprobes.capture import capture
+from spatialprobes.examples import Example
+from spatialprobes.families import FAMILIES, NATIVE, family_of
+from spatialprobes.intervene import intervene, random_permutations
+from spatialprobes.vlm import VLM
+
+TOLERANCE = 1e-5
+ROWS_TOLERANCE = 1e-6
+SIZES = [(48, 48), (72, 40), (40, 64)]  # wide and high ones, whose grids differ
+M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_5")
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_family):
+    return VLM.load(str(tiny_family))
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_family):
+    return AutoModelForImageTextToText.from_pretrained(tiny_family, attn_implementation="eager").eval()
+
+
+def mixed(n=6):
+    """Questions of unequal length about pictures of unequal size, each picture asked about more than once."""
+    shown = [picture(i, size) for i, size in enumerate(SIZES)]
+    found = []
+    for i in range(n):
+        question, answer, choices = QUESTIONS[i % 4]
+        found.append(Example(f"e{i}", shown[i % 3], question, answer, choices, cluster=f"picture-{i % 3}"))
+    return found
+
+
+def own(vlm, one, system=None, answer=None):
+    """The processor's own encoding."""
+    words = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    content = [{"type": "image", "image": one.image}, {"type": "text", "text": one.question}]
+    words += [{"role": "user", "content": content}]
+    words += [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": answer is None}
+    return vlm.processor.apply_chat_template(words, **options)
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("system", ["default", None, "look at the cross"])
+def test_encode_equals_the_processors_own_encoding(vlm, system):
+    for one in mixed(3):
+        encoded = own(vlm, one, system={"default": None, None: ""}.get(system, system))
+        batch = vlm.encode([one], system=system)
+        for name, value in encoded.items():
+            assert torch.equal(batch.inputs[name].to(value.dtype), value), name
+        assert set(batch.inputs) == {*encoded, "position_ids"}
+
+
+def test_encode_with_an_answer_equals_the_processors_own(vlm):
+    one = mixed(2)[1]
+    assert torch.equal(vlm.encode([one], answers=True).input_ids, own(vlm, one, answer=one.answer)["input_ids"])
+    assert vlm.default_system == SYSTEM
+
+
+def test_logits_equal_the_models_own_for_the_processors_own_encoding(vlm):
+    """Positions and types of tokens included: the model makes its own here."""
+    for one in mixed(3):
+        with torch.inference_mode():
+            expected = vlm.model(**own(vlm, one)).logits
+        assert torch.equal(vlm.forward(vlm.encode([one])).logits, expected)
+
+
+def test_positions_are_those_of_the_rule(vlm):
+    """Text counts on; a picture's tokens share a time and count rows and columns from it; text goes on after the longer side."""
+    batch = vlm.encode(mixed())
+    given = batch.inputs["position_ids"]
+    for row, spans in enumerate(batch.spans):
+        expected, now, vision = [], 0, spans.vision.tolist()
+        for index in range(spans.start, spans.length):
+            if vlm.family.model_type not in M_ROPE or index not in vision:
+                expected.append((now,) * 3)
+                now += 1
+                continue
+            place = vision.index(index)
+            rows, columns = spans.grid
+            expected.append((now, now + place // columns, now + place % columns))
+            if place == rows * columns - 1:
+                now += max(rows, columns)
+        expected = [(0, 0, 0)] * spans.start + expected
+        found = given[:, row] if vlm.family.model_type in M_ROPE else given[row].expand(3, -1)
+        assert found.T.tolist() == [list(one) for one in expected]
+    if vlm.family.model_type in M_ROPE:
+        thw = {name: batch.inputs[name] for name in ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")}
+        assert torch.equal(given, vlm.model.model.get_rope_index(**thw)[0])
+
+
+def test_what_a_model_remembers_of_an_earlier_call_changes_nothing(vlm):
+    batch = vlm.encode(mixed(4))
+    plain, tokens = vlm.forward(batch).logits, vlm.generate(batch)
+    if vlm.family.model_type in M_ROPE:
+        vlm.model.model.rope_deltas = torch.tensor([[77]])
+    assert torch.equal(vlm.forward(batch).logits, plain)
+    assert torch.equal(vlm.generate(batch), tokens)
+
+
+def test_a_batch_of_mixed_sizes_equals_one_by_one(vlm):
+    asked = mixed()
+    batch = vlm.encode(asked)
+    assert len({spans.start for spans in batch.spans}) > 2
+    together = vlm.forward(batch).logits[:, -1]
+    for row, one in zip(together, asked, strict=True):
+        assert (row - vlm.forward(vlm.encode([one])).logits[0, -1]).abs().max() < TOLERANCE
+    one_by_one = [vlm.vision_features([one])[0] for one in asked]
+    for feature, alone in zip(vlm.vision_features(asked), one_by_one, strict=True):
+        assert (feature - alone).abs().max() < TOLERANCE
+
+
+def test_vision_features_are_what_enters_the_language_model(vlm):
+    asked = mixed()
+    batch = vlm.encode(asked)
+    seen = {}
+    hook = vlm.family.decoder(vlm.model).register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)
+    vlm.forward(batch)
+    hook.remove()
+    for feature, row, spans in zip(vlm.vision_features(asked, batch_size=4), seen["inputs_embeds"], batch.spans, strict=True):
+        assert torch.allclose(feature, row[spans.vision], atol=TOLERANCE)
+        assert feature.std(0).mean() > 1e-2  # tokens differ, so that a wrong order would show
+    text = torch.cat([spans.user for spans in batch.spans[:1]])
+    assert torch.equal(seen["inputs_embeds"][0, text], vlm.text_embeddings()[batch.input_ids[0, text]])
+
+
+# Spans
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_parts_hold_every_real_token_once_and_are_what_they_should_be(vlm, answers):
+    asked = mixed()
+    batch = vlm.encode(asked, answers=answers)
+    for row, (spans, one) in enumerate(zip(batch.spans, asked, strict=True)):
+        ids = batch.input_ids[row]
+        together = torch.cat(list(spans.parts().values())).sort().values
+        assert torch.equal(together, batch.attention_mask[row].nonzero().flatten())
+        assert torch.equal(spans.vision, (ids == vlm.model.config.image_token_id).nonzero().flatten())
+        assert vlm.tokenizer.decode(ids[spans.user]).strip() == one.question
+        assert vlm.tokenizer.decode(ids[spans.system]).strip() == SYSTEM
+        assert vlm.tokenizer.decode(ids[spans.answer]).strip() == (one.answer if answers else "")
+        assert ids[spans.bos].tolist() == ([vlm.tokenizer.bos_token_id] if vlm.tokenizer.bos_token else [])
+        for word in ("is", "the"):
+            assert vlm.tokenizer.decode(ids[spans.word(word)]).strip() == word
+        cells = 10 if spans.grid is None else spans.grid[0] * spans.grid[1]
+        assert len(spans.vision) == cells
+
+
+def test_grids_are_those_of_the_resized_picture(vlm):
+    grids = [spans.grid for spans in vlm.encode(mixed(3)).spans]
+    expected = {"llava": [(6, 6)] * 3, "idefics2": [None] * 3}.get(vlm.family.model_type, [(6, 6), (5, 9), (8, 5)])
+    assert grids == expected
+    if grids[0] is None:
+        with pytest.raises(ValueError, match="have no grid"):
+            vlm.encode(mixed(1)).spans[0].cell(0.5, 0.5)
+
+
+@pytest.mark.parametrize("how", ["native", "pad", "crop", "squash"])
+def test_a_painted_cell_changes_most_the_token_in_its_place(vlm, how):
+    """Proof of the grid from outside: pixels in, features out, and no reshape of ours between. Latents: the tower's own grid."""
+    fitted = VLM(vlm.model, vlm.processor, vlm.family, vlm.source, how, None)
+    width, height = 72, 40
+    shown = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
+
+    def tokens(pictures):
+        asked = [Example(str(i), Image.fromarray(one), "what ?") for i, one in enumerate(pictures)]
+        with capture(fitted, connector="pre_norm") as got:
+            features = fitted.vision_features(asked)
+        spans = fitted.encode(asked[:1]).spans[0]
+        return spans, spans.grid or got.tower.grids[0], torch.stack(features if spans.grid else got.connector_input)
+
+    spans, (rows, columns), before = tokens(shown)
+    (wide, high), (left, top) = spans.frame.scale, spans.frame.shift
+    cells = [(0, 0), (1, 3), (2, 1), (2, columns - 1), (rows - 1, 2), (rows - 1, columns - 1), (rows // 2, 2)]
+    painted_cells = 0
+    for row, column in cells:
+        x = [((column + part) / columns - left) / wide * width for part in (0.1, 0.9)]
+        y = [((row + part) / rows - top) / high * height for part in (0.1, 0.9)]
+        if min(x[0], y[0]) < 0 or x[1] > width or y[1] > height:
+            continue  # in the padding
+        painted = shown.copy()
+        painted[:, round(y[0]) : round(y[1]), round(x[0]) : round(x[1])] = (255, 0, 0)
+        change = (tokens(painted)[2] - before).norm(dim=-1).mean(0)
+        assert divmod(int(change.argmax()), columns) == (row, column)
+        if spans.grid:
+            assert spans.cell(sum(x) / 2 / width, sum(y) / 2 / height) == (row, column)
+        painted_cells += 1
+    assert painted_cells >= 2
+
+
+# Reading
+
+
+@pytest.mark.parametrize("n", [5, 1])
+def test_attention_rows_equal_eagers_and_logits_stay_bit_identical(vlm, eager, n):
+    batch = vlm.encode(mixed(n))
+    plain = vlm.forward(batch).logits
+    with capture(vlm, at=torch.arange(batch.input_ids.shape[1]), attention_rows="all", hidden="all") as got:
+        assert torch.equal(vlm.forward(batch).logits, plain)
+    inputs = {name: value for name, value in batch.inputs.items() if not name.startswith("pixel")}
+    with torch.inference_mode():
+        pixels = {name: value for name, value in batch.inputs.items() if name.startswith(("pixel", "image_"))}
+        features = vlm.model.get_image_features(**pixels)
+        full = eager(**inputs, mm_encoder_outputs={"image": features}, output_attentions=True).attentions
+    real = batch.attention_mask.bool()
+    assert len(full) == len(got.rows)
+    for rows, expected in zip(got.rows.values(), full, strict=True):
+        assert (rows - expected).abs().amax((1, 3))[real].max() < ROWS_TOLERANCE
+        assert expected.std() > 1e-3  # not flat
+
+
+def test_layers_without_attention_say_that_they_have_no_map(vlm):
+    layers = [i for i, layer in enumerate(vlm.family.part(vlm.model, "layers")) if vlm.family.attention(layer) is None]
+    assert layers == ([0, 2] if vlm.family.model_type == "qwen3_5" else [])
+    for layer in layers:
+        with pytest.raises(ValueError, match=rf"layer {layer} has no attention map.*1, 3"), capture(vlm, attention_rows=layer):
+            pytest.fail("was accepted")
+        with pytest.raises(ValueError, match="no attention map"), capture(vlm, queries_keys=[1, layer]):
+            pytest.fail("was accepted")
+
+
+def test_hidden_states_equal_output_hidden_states(vlm):
+    batch = vlm.encode(mixed(5))
+    full = vlm.forward(batch, output_hidden_states=True).hidden_states
+    last_block = {}
+    hook = vlm.family.part(vlm.model, "layers")[-1].register_forward_hook(lambda m, a, out: last_block.update(out=out))
+    vlm.forward(batch)
+    hook.remove()
+    with capture(vlm, hidden=[*range(vlm.n_layers + 1), "norm"], at=torch.arange(batch.input_ids.shape[1])) as got:
+        vlm.forward(batch)
+    assert all(torch.equal(got.hidden[layer], full[layer]) for layer in range(vlm.n_layers))
+    assert torch.equal(got.hidden["norm"], full[-1])
+    assert torch.equal(got.hidden[vlm.n_layers], last_block["out"])
+
+
+def test_rows_in_generate_equal_those_of_the_whole_sequence(vlm):
+    batch = vlm.encode(mixed(3))
+    with capture(vlm, attention_rows="all") as got:
+        tokens = vlm.generate(batch, max_new_tokens=3)
+    ids = torch.cat([batch.input_ids, tokens], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.cat([batch.attention_mask, torch.ones_like(tokens)], dim=1)}
+    inputs = vlm.family.complete(vlm.model, inputs, [spans.grid for spans in batch.spans])
+    inputs |= {name: value for name, value in batch.inputs.items() if name.startswith(("pixel", "image_"))}
+    whole = dataclasses.replace(batch, inputs=inputs)
+    length = batch.input_ids.shape[1]
+    ended = torch.zeros(3, dtype=torch.bool)
+    with capture(vlm, at=range(length - 1, ids.shape[1] - 1), attention_rows="all") as full:
+        vlm.forward(whole)
+    for step, record in enumerate(got.steps[: tokens.shape[1]]):
+        for layer, rows in record.rows.items():
+            expected = full.rows[layer][:, :, step : step + 1, : length + step]
+            assert (rows - expected)[~ended].abs().max() < TOLERANCE
+        ended |= torch.isin(tokens[:, step], torch.tensor(vlm._ends))
+
+
+# Writing
+
+
+def by_hand(vlm, batch, permutations):
+    """Inputs whose vision embeddings stand in the permuted order, made from the model's embedding table and connector."""
+    embeddings = vlm.model.get_input_embeddings()(batch.input_ids).clone()
+    for row, (feature, spans) in enumerate(zip(vlm.vision_features(batch.examples), batch.spans, strict=True)):
+        for place, source in zip(spans.vision.tolist(), permutations[row].tolist(), strict=True):
+            embeddings[row, place] = feature[source]
+    return {"inputs_embeds": embeddings, **{name: batch.inputs[name] for name in ("attention_mask", "position_ids")}}
+
+
+def test_permuting_equals_permuting_embeddings_by_hand_and_the_identity_changes_nothing(vlm):
+    """Pictures of unequal size: one permutation for each, by cluster."""
+    batch = vlm.encode(mixed(5))
+    chosen = {}
+    for example, spans in zip(batch.examples, batch.spans, strict=True):
+        chosen.setdefault(example.cluster, random_permutations(len(spans.vision), 1, seed=len(chosen))[0])
+    permutations = [chosen[example.cluster] for example in batch.examples]
+    with torch.inference_mode():
+        expected = vlm.model(**by_hand(vlm, batch, permutations), use_cache=False).logits[:, -1]
+    plain = vlm.forward(batch).logits[:, -1]
+    with intervene(vlm, permute=chosen):
+        permuted = vlm.forward(batch).logits[:, -1]
+    assert (permuted - expected).abs().max() < TOLERANCE
+    assert (permuted - plain).abs().max() > 1e-2  # the permutation matters, else the equality would be empty
+    with intervene(vlm, permute={cluster: torch.arange(len(one)) for cluster, one in chosen.items()}):
+        assert torch.equal(vlm.forward(batch).logits[:, -1], plain)
+    assert torch.equal(vlm.forward(batch).logits[:, -1], plain)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_plain_generate_equals_permuting_embeddings_by_hand(vlm, use_cache):
+    batch = vlm.encode(examples(4))
+    permutations = random_permutations(len(batch.spans[0].vision), 4, seed=1)
+    options = {"max_new_tokens": 4, "do_sample": False, "use_cache": use_cache, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "suppress_tokens": [vlm.model.config.image_token_id]}
+    with torch.inference_mode():
+        expected = vlm.model.generate(**by_hand(vlm, batch, permutations), **options)
+        plain = vlm.model.generate(**batch.inputs, **options)
+        with intervene(vlm, permute=permutations):
+            permuted = vlm.model.generate(**batch.inputs, **options)
+    assert torch.equal(permuted.sequences[:, batch.input_ids.shape[1] :], expected.sequences)
+    for step, by_hand_step in zip(permuted.logits, expected.logits, strict=True):
+        assert (step - by_hand_step).abs().max() < TOLERANCE
+    assert (permuted.logits[0] - plain.logits[0]).abs().max() > 1e-2
+
+
+def test_permutations_compose_and_leave_nothing_behind(vlm):
+    asked = examples(2)
+    plain = vlm.vision_features(asked)
+    first, second = random_permutations(len(plain[0]), 2, seed=4)
+    with pytest.raises(ZeroDivisionError), intervene(vlm, permute=first), intervene(vlm, permute=second):
+        for feature, before in zip(vlm.vision_features(asked), plain, strict=True):
+            assert torch.equal(feature, before[first[second]])
+        raise ZeroDivisionError
+    assert all(torch.equal(a, b) for a, b in zip(vlm.vision_features(asked), plain, strict=True))
+    with pytest.raises(ValueError, match=f"expected n = {len(plain[0])}"), intervene(vlm, permute=[1, 0]):
+        vlm.forward(vlm.encode(asked))
+
+
+# Answers
+
+
+def test_answers_after_a_shared_prefix_equal_those_of_whole_prompts(vlm):
+    asked = mixed(9)
+    if not vlm.family.shares_prefix:
+        with pytest.raises(ValueError, match=f"{vlm.family.model_type} cannot repeat its cache"):
+            score(vlm, asked, prefix_cache=True)
+        return
+    shared, whole = (score(vlm, asked, batch_size=8, prefix_cache=cached)["logprob"].tolist() for cached in (True, False))
+    assert shared == pytest.approx(whole, abs=TOLERANCE)
+    shared, whole = (generate(vlm, asked, 4, prefix_cache=cached)["text"].tolist() for cached in (True, False))
+    assert shared == whole
+
+
+def test_answers_do_not_depend_on_the_batch(vlm):
+    asked = mixed(7)
+    alone = [generate(vlm, [one], 4)["text"][0] for one in asked]
+    assert generate(vlm, asked, 4, batch_size=4)["text"].tolist() == alone
+    assert len(set(alone)) > 1
+
+
+# The families themselves
+
+
+def test_every_family_is_known_by_its_name_and_leaves_what_is_measured_whole(vlm):
+    assert len(FAMILIES) == len(NATIVE)
+    assert type(family_of(vlm.model.config.model_type)) is type(vlm.family)
+    names = [name for name, _ in vlm.model.named_modules()]
+    for part in ("tower", "connector"):
+        path = getattr(vlm.family, part)
+        assert any(path == skip or path.startswith(f"{skip}.") for skip in vlm.family.quantise_skip)
+    assert all(skip in names for skip in vlm.family.quantise_skip)
+    assert "lm_head" in vlm.family.quantise_skip
