@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,6 +103,151 @@ def test_maps_equal_eager_attention_averaged_by_hand(setting, batch_size):
     assert max(sizes) > 1
 
 
+@pytest.mark.parametrize("row", ["query_first", "emits"])
+def test_other_rows_equal_eager_attention_of_their_token(setting, row):
+    vlm, reference, asked, words = setting
+    frame = grounding.measure(vlm, asked, words, row=row, bos="drop", layers=[1])
+    for one in asked[:4]:
+        maps, vision, tokens = eager(vlm, reference, one)
+        for word in words[one.id]:
+            place = places(tokens, one.question, word)[0] - (row == "emits")
+            attention = maps[1][:, place].mean(0)
+            attention[[i for i, token in enumerate(tokens) if token == "<s>"]] = 0
+            expected = attention[vision]
+            rows = panel(frame, one, word, 1)
+            assert rows["seen"].iloc[0] == pytest.approx(float(expected.sum() / attention.sum()), rel=1e-4)
+            assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_the_first_of_several_tokens_is_not_all_of_them(tiny_llava_pieces):
+    vlm, asked = VLM.load(str(tiny_llava_pieces)), examples(2)
+    found = [grounding.measure(vlm, asked, wanted(asked), layers=[0], row=row)["weight"] for row in ("query", "query_first")]
+    assert abs(found[0] - found[1]).max() > 1e-3
+
+
+@torch.no_grad()
+def slow_published(vlm, reference, one, word):
+    """The study's map: generate with eager attention, first step whose query is the word's first sub-token; head and layer
+    means of rows without bos."""
+    batch = vlm.encode([one], None)
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    made = reference.generate(**inputs, max_new_tokens=8, do_sample=False, output_attentions=True, return_dict_in_generate=True)
+    new = made.sequences[0, inputs["input_ids"].shape[1] :]
+    texts = [vlm.tokenizer.decode(token) for token in new]
+    step = (
+        next(i for i, text in enumerate(texts) if text.strip() and word.startswith(text.strip())) + 1
+    )  # step 0 is the prompt's: the token that step s makes is the query of step s + 1
+    vision = (inputs["input_ids"][0] == vlm.model.config.image_token_id).nonzero()[:, 0]
+    rows = []
+    for attention in made.attentions[step]:
+        row = attention[0, :, -1].double().mean(0)
+        row[0] = 0
+        rows.append(row / row.sum())
+    w = torch.stack(rows).mean(0)[vision].numpy()
+    p = w / w.sum()
+    return (w - w.min()) / (w.max() - w.min() + 1e-10), w.sum(), -(p * np.log2(p)).sum() / np.log2(len(p))
+
+
+def test_the_studys_map_equals_its_own_arithmetic_inside_generate(setting):
+    """Of the first word of the model's own answer, forced again."""
+    vlm, reference, asked, _ = setting
+    said = grounding.with_generated_answers(vlm, asked, max_new_tokens=8, system=None)
+    words = {one.id: one.answer.split()[:1] for one in said if one.answer and one.meta["as_generated"]}
+    said = [one for one in said if one.id in words and words[one.id][0].isalpha()]
+    assert len(said) >= 2
+    words = {one.id: words[one.id] for one in said}
+    frame = grounding.published(vlm, said, words)
+    found = grounding.entropy(frame).set_index("example")["entropy"]
+    for one in said:
+        scaled, seen, expected = slow_published(vlm, reference, one, words[one.id][0])
+        rows = frame[frame["example"] == one.id]
+        assert rows["scaled"].tolist() == pytest.approx(scaled.tolist(), abs=1e-4)
+        assert rows["seen"].iloc[0] == pytest.approx(seen, rel=1e-4)
+        assert found[one.id] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(TypeError, match="row"):
+        grounding.published(vlm, said, words, row="emits")
+
+
+def test_the_row_that_emits_is_the_one_before_in_the_answer(vlm):
+    """A forced answer of two words: what emits the second is what queries the first."""
+    one = dataclasses.replace(examples(1)[0], answer="left circle")
+    emits = grounding.measure(vlm, [one], {"e0": ["circle"]}, part="answer", row="emits")
+    queries = grounding.measure(vlm, [one], {"e0": ["left"]}, part="answer", row="query")
+    assert emits["weight"].tolist() == pytest.approx(queries["weight"].tolist(), rel=1e-5)
+    other = grounding.measure(vlm, [one], {"e0": ["circle"]}, part="answer")
+    assert abs(other["weight"] - emits["weight"]).max() > 1e-3
+    with pytest.raises(KeyError, match=r"'red' is not in the answer text of 'e0'; words there: left, circle"):
+        grounding.measure(vlm, [one], {"e0": ["red"]}, part="answer")
+
+
+def test_generated_answers_are_those_of_generate(vlm):
+    asked = examples(4)
+    said = grounding.with_generated_answers(vlm, asked, max_new_tokens=5, batch_size=3)
+    assert [one.id for one in said] == [one.id for one in asked]
+    for one, before in zip(said, asked, strict=True):
+        tokens = vlm.generate([before], 5)[0]
+        assert one.answer == vlm.decode(tokens[None])[0] and one.question == before.question
+        words = [vlm.tokenizer.decode(token) for token in tokens[: len(one.answer.split())]]
+        assert one.meta["as_generated"] == bool(one.answer and " ".join(words) == one.answer)
+
+
+def test_a_mean_map_weighs_layers_by_what_they_see(vlm):
+    cells = {"example": "a", "cluster": "p", "word": "w", "row": [0, 0, 0, 0], "col": [0, 1, 0, 1], "layer": [0, 0, 1, 1]}
+    frame = pd.DataFrame({**cells, "weight": [0.75, 0.25, 0.0, 1.0], "seen": [0.8, 0.8, 0.2, 0.2]})
+    found = grounding.mean_map(frame)
+    assert found["weight"].tolist() == pytest.approx([0.6, 0.4]) and found["seen"].tolist() == pytest.approx([0.5, 0.5])
+    assert found["scaled"].tolist() == [1.0, 0.0]
+    flat = grounding.mean_map(frame.assign(weight=0.5))
+    assert flat["scaled"].tolist() == [0.0, 0.0] and grounding.entropy(flat)["entropy"].tolist() == pytest.approx([1.0])
+    real = grounding.measure(vlm, examples(2), {"e0": ["circle"], "e1": ["what"]})
+    one_layer = real[real["layer"] == 1]
+    assert grounding.mean_map(one_layer)["weight"].tolist() == pytest.approx(one_layer["weight"].tolist())
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 40), st.integers(1, 40), st.floats(0.05, 20))
+def test_entropy_is_one_for_a_flat_map_and_log_k_over_log_n_for_k_even_cells(n, k, spread):
+    k = min(k, n)
+    base = {"example": "a", "cluster": "p", "word": "w", "layer": 0, "row": 0, "col": range(n)}
+    even = np.r_[np.full(k, 1 / k), np.zeros(n - k)]
+    found = grounding.entropy(pd.DataFrame({**base, "weight": even}))
+    assert found["entropy"].tolist() == pytest.approx([np.log(k) / np.log(n)], abs=1e-9)
+    p = np.random.default_rng(n * k).dirichlet(np.full(n, spread))
+    found = grounding.entropy(pd.DataFrame({**base, "weight": p}))["entropy"][0]
+    assert -1e-12 <= found <= 1 + 1e-12
+    shuffled = grounding.entropy(pd.DataFrame({**base, "weight": p[::-1]}))["entropy"][0]
+    assert found == pytest.approx(shuffled)
+
+
+def test_entropy_refuses_what_is_no_map():
+    one = pd.DataFrame({"example": "a", "cluster": "p", "word": "w", "row": [0, 0], "col": [0, 1], "weight": [0.5, 0.2]})
+    with pytest.raises(ValueError, match=r"the weights of \('a', 'p', 'w'\) sum to 0.7"):
+        grounding.entropy(one)
+    with pytest.raises(ValueError, match=r"the map of \('a', 'p', 'w'\) has one cell"):
+        grounding.entropy(one.iloc[:1])
+
+
+def test_the_entropy_table_is_by_data_set_and_model(vlm):
+    asked = examples(6)
+    maps = grounding.measure(vlm, asked, {one.id: wanted(asked)[one.id][:1] for one in asked})
+    each = grounding.entropy(maps)
+    mean = grounding.entropy(grounding.mean_map(maps))
+    assert list(each.columns) == ["example", "cluster", "word", "layer", "entropy"] and "layer" not in mean.columns
+    assert len(each) == 12 and len(mean) == 6
+    both = pd.concat([mean.assign(dataset="one", model="a"), mean.assign(dataset="two", model="a", entropy=0.5)])
+    found = grounding.entropy_summary(both)
+    assert list(found.columns) == ["dataset", "model", "entropy", "low", "high", "n", "clusters"]
+    assert found["entropy"].tolist() == pytest.approx([mean["entropy"].mean(), 0.5])
+    assert found["n"].tolist() == [6, 6] and found["clusters"].tolist() == [3, 3]
+    assert found["low"][0] < found["entropy"][0] < found["high"][0]
+    assert plots.draw("heatmap.entropy", found, {}).axes
+    with pytest.raises(ValueError, match="maps of 2 layers"):
+        grounding.entropy_summary(each.assign(dataset="one", model="a"))
+    assert len(grounding.entropy_summary(each.assign(dataset="one"), by=["dataset", "layer"])) == 2
+    with pytest.raises(ValueError, match="the column 'dataset' is missing"):
+        grounding.entropy_summary(mean)
+
+
 def test_maps_under_a_permutation_equal_eagers_of_permuted_embeddings(setting):
     vlm, reference, asked, words = setting
     asked = [dataclasses.replace(one, cluster="") for one in asked]
@@ -194,10 +340,17 @@ def test_bad_input_is_refused_and_nothing_stays_hooked(vlm, monkeypatch):
         grounding.measure(vlm, [], {})
     with pytest.raises(KeyError, match="'e11', which no example is called; nearest: 'e1'"):
         grounding.measure(vlm, asked, {"e0": ["circle"], "e11": ["circle"]})
+    for options, message in (
+        ({"row": "key"}, "row='key' is unknown; one of 'query', 'query_first', 'emits'"),
+        ({"part": "system"}, "part='system' is unknown"),
+        ({"bos": "zero"}, "bos='zero' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grounding.measure(vlm, asked, wanted(asked), **options)
     with pytest.raises(ValueError, match="layer with attention 9 is not there; 0, 1"):
         grounding.measure(vlm, asked, wanted(asked), layers=[9])
     with pytest.raises(ValueError, match="the picture of e0"):
-        grounding.measure(vlm, [dataclasses.replace(asked[0], image=None)], wanted(asked))
+        grounding.measure(vlm, [dataclasses.replace(asked[0], image=None)], {"e0": ["circle"]})
     monkeypatch.setattr(type(vlm.family), "grid", lambda *given: None)
     with pytest.raises(ValueError, match="36 vision tokens of 'e0' have no grid"):
         grounding.measure(vlm, asked, wanted(asked))

@@ -129,7 +129,7 @@ def decay(frame: pd.DataFrame, *, text: Sequence[str] = TEXT, seed: int = 0) -> 
     stream = _vision_and_text(frame[frame["site"] == STREAM], text)
     last = stream["layer"].max()
     if last == 0 or stream["layer"].min() != 0:
-        raise ValueError(f"decay compares layer 0 with the last; the table has {sorted(stream['layer'].unique())}")
+        raise ValueError(f"decay compares layer 0 with the last; the table has {sorted(set(stream['layer'].tolist()))}")
     first, final = (stream[stream["layer"] == layer] for layer in (0, last))
     ends = [(part["vision"] / part["text"]).to_numpy() for part in (final, first)]
     found = stats.ratio(*ends, final["cluster"].to_numpy(), first["cluster"].to_numpy(), seed=seed)
