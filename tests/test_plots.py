@@ -39,6 +39,38 @@ def accuracies():
     return frame.assign(low=frame["accuracy"] - 0.04, high=np.minimum(frame["accuracy"] + 0.04, 1), n=200)
 
 
+def indices():
+    names = [("full", 3.1), ("rows", 1.9), ("rotate180", 4.5), *((f"within_radius:{r}", 0.7 * r) for r in range(1, 12))]
+    groups = [
+        ("semantic.colour", "semantic", 0.01, 5 / 6),
+        ("relation.horizontal", "spatial", 0.4, 0.5),
+        ("corner", "spatial", 0.3, np.nan),
+    ]
+    frame = pd.DataFrame(
+        {"group": group, "kind": kind, "permutation": name, "psi": psi, "moved": moved, "psi_at_chance": chance}
+        for group, kind, psi, chance in groups
+        for name, moved in names
+    )
+    frame.loc[frame["group"] == "corner", "psi"] = np.nan
+    return frame.assign(low=frame["psi"] - 0.1, high=frame["psi"] + 0.05, n=200)
+
+
+def compared_runs():
+    models = ["llava-v1.5-7b", "llava-v1.5-7b-multilayerNorm", "llava-v1.5-7b-normWmean"]  # in the order of the study's notebook
+    frame = pd.DataFrame(
+        {
+            "run": f"{model}__sp-0",
+            "model": model,
+            "layer": layer,
+            "abs_delta_g_v": 0.007 + place / 1e4,
+            "delta_alpha_v": (layer - 3) / 1e4,
+        }
+        for place, model in enumerate(models)
+        for layer in range(8)
+    )
+    return frame.assign(delta_alpha_v_low=frame["delta_alpha_v"] - 1e-4, delta_alpha_v_high=frame["delta_alpha_v"] + 1e-4)
+
+
 def token_norms(vision=30.0):
     generator = np.random.default_rng(0)
     parts = [("vision", "trained", vision), ("text", "trained", 0.9), ("vision", "initial", 6.0), ("text", "initial", 0.9)]
@@ -102,6 +134,29 @@ def entropies():
     return frame.assign(low=frame["entropy"] - 0.02, high=frame["entropy"] + 0.02, n=40)
 
 
+def phase(values, **axes):
+    """Means and intervals of these values at each place of these axes."""
+    frame = pd.MultiIndex.from_product([values, *axes.values()], names=["value", *axes]).to_frame(index=False)
+    mean = np.sin(np.arange(len(frame))) / 50 + 0.03
+    return frame.assign(mean=mean, low=mean - 0.01, high=mean + 0.01, n=20)
+
+
+def phase_by_layer():
+    return phase(["abs_delta_g_v", "delta_alpha_v"], model=["lab-llava", "a $20 model"], layer=range(5))
+
+
+def phase_by_head():
+    return phase(["delta_g_v"], layer=[3, 7, 11], head=range(4), delta=[1.0])
+
+
+def phase_offline():
+    return phase(["delta_alpha_v", "delta_alpha_v_rerun"], layer=range(3), delta=[-1.0, 1.0, 2.5, 6.0])
+
+
+def phase_by_delta():
+    return phase(["delta_alpha_v", "delta_alpha_v_rerun"], delta=[-4.0, -1.0, 1.0, 8.0])
+
+
 FRAMES = {
     "balance.cmb": head_balance,
     "balance.shares": attention_shares,
@@ -109,8 +164,16 @@ FRAMES = {
     "hidden_norms.curves": hidden_norms_by_layer,
     "hidden_norms.ratios": norm_ratios,
     "heatmap.overlay": weights,
+    "diagnostics.comparison": compared_runs,
     "norms.distributions": token_norms,
+    "norms.violins": token_norms,
     "permutation.accuracy": accuracies,
+    "permutation.psi": indices,
+    "permutation.psi_by_distance": indices,
+    "rope.curves": phase_by_layer,
+    "rope.heads": phase_by_head,
+    "rope.offline": phase_offline,
+    "rope.sweep": phase_by_delta,
     "scenes.gallery": shown_scenes,
     "training.curves": learning,
 }
