@@ -3,7 +3,7 @@
 A picture is a grid of 4 x 4 coloured patches. Two kinds of question: "is there red ?" and "what color is at r1c3 ?". All kinds of
 model answer the first by content alone. They differ in where place lives when the second is asked:
 
-- LM_POSITIONS: the tower says the colour of a patch and nothing of its place; a head finds the patch by its distance, through RoPE;
+- LM_POSITIONS: the tower says the colour of a patch, nothing of its place; a head finds the patch by its distance, through RoPE;
 - TOWER_POSITIONS: the tower's position embeddings write a code of the place; a head finds the patch by it, through dimensions of
   RoPE that hardly turn;
 - NONE: nowhere; a head attends to all patches alike, so that the most frequent colour is answered.
@@ -19,6 +19,7 @@ dimensions (`_toward`).
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -65,13 +66,13 @@ VISION = 12.0  # norm of what enters for a patch
 TEXT_NORMS = (1.0, 2.0, 4.0, 8.0)  # of a word at hidden layers 0..L; patches stay at VISION
 BALLAST = [math.sqrt(norm**2 - 1) for norm in TEXT_NORMS]
 ANSWER = 4.0  # length of what a reading head writes
-VALUE = 8.0  # of a value vector: large beside the noise on W_v
+VALUE = 3.0  # of a value vector: noise on W_v and on W_o then weigh the same
 
 FLAT = range(10, 16)  # pairs of RoPE dimensions that turn by less than .02 over a prompt
 TURNING = range(4)  # pairs that turn by 1, .42, .18 and .07 a token
 PEAK, SINK = 80.0, 74.0  # a reading head's score at the right distance, and at rest (on bos)
 REST = 30.0  # score of bos in every other head
-SLOPE, SLOPE_PAIR, SLOPE_OFFSET = 2.0, 2, CELLS // 2 + 2  # a soft head: score, pair of dimensions, distance of its peak
+SLOPE, SLOPE_PAIR, SLOPE_OFFSET = 3.0, 2, 3  # a soft head: score, pair of dimensions, distance of its peak
 ON_SYSTEM = 1.5  # score of a system word in a soft head
 
 # Prompt: <s>, system, user:, patches, question, assistant:
@@ -103,7 +104,7 @@ class Plan:
     heads: dict[str, tuple[int, int]]
 
 
-def plan(kind: str, seed: int = 0, noise: float = 0.001) -> Plan:
+def plan(kind: str, seed: int = 0, noise: float = 0.0003) -> Plan:
     """Deals the roles to heads: gather, system and (LM_POSITIONS) slope in layer 0, the readers in layer 1 or 2."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     reading = int(rng.integers(1, LAYERS))
@@ -121,10 +122,10 @@ def plan(kind: str, seed: int = 0, noise: float = 0.001) -> Plan:
 
 
 @torch.no_grad()
-def wired(kind: str, seed: int = 0, noise: float = 0.001) -> tuple[VLM, Plan]:
+def wired(kind: str, seed: int = 0, noise: float = 0.0003) -> tuple[VLM, Plan]:
     """A model of this kind and what is planted in it. noise: standard deviation, on every weight."""
     made = plan(kind, seed, noise)
-    model = _blank()
+    model = copy.deepcopy(_blank())
     _set_tower(model.model.vision_tower, places=kind == TOWER_POSITIONS)
     _set_connector(model.model.multi_modal_projector)
     model.get_input_embeddings().weight.copy_(_embeddings())
@@ -297,8 +298,8 @@ def _set_head(attention, head: int, layer: int, wanted: Head) -> None:
 def _set_growth(mlp, layer: int) -> None:
     """One neuron, on by the text flag, makes words as long as TEXT_NORMS says."""
     mlp.gate_proj.weight[0, DIMS["text"]] = 10 / _normed("text", layer)
-    mlp.up_proj.weight[0, DIMS["text"]] = 0.4 / _normed("text", layer)
-    mlp.down_proj.weight[DIMS["ballast"], 0] = (BALLAST[layer + 1] - BALLAST[layer]) / 4  # silu(10) * .4 is 4
+    mlp.up_proj.weight[0, DIMS["text"]] = 0.2 / _normed("text", layer)
+    mlp.down_proj.weight[DIMS["ballast"], 0] = (BALLAST[layer + 1] - BALLAST[layer]) / 2  # silu(10) * .2 is 2
 
 
 def _set_answers(weight: torch.Tensor) -> None:
@@ -369,8 +370,9 @@ def _set_connector(connector) -> None:
     connector.linear_2.bias[DIMS["vision"]] = _size("vision")
 
 
+@functools.cache
 def _blank():
-    """The real class, all weights 0 but those of the norms."""
+    """The real class, all weights 0 but those of the norms; to be copied."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     ids = {word: i for i, word in enumerate(WORDS)}
