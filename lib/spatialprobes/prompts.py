@@ -43,6 +43,18 @@ def default_system(processor: Any) -> str:
     return own[start:end].strip()
 
 
+def check_template(processor: Any, placeholder: str, spell: Callable[[str], str] = str) -> None:
+    """Raises PromptError where the chat template is missing, broken, or does not write one picture and a question."""
+    try:
+        render(processor, placeholder, Example("template", None, "?"), None, default_system(processor), spell=spell)
+    except Exception as error:  # templates are programs, and fail in their own ways
+        why = " ".join(str(error).split())[:200] if getattr(processor, "chat_template", None) else "there is none"
+        raise PromptError(
+            f"its chat template can't be used: {why}; a folder of the model with a chat_template.jinja that writes the picture, "
+            "then the question, would do"
+        ) from error
+
+
 def render(
     processor: Any,
     placeholder: str,

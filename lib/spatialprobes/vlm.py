@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from spatialprobes import loading
 from spatialprobes.examples import Example
 from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
-from spatialprobes.families.discovery import Discovered
+from spatialprobes.families.discovery import Discovered, NotDiscovered
 from spatialprobes.families.proofs import prove
 from spatialprobes.images import open_image
 from spatialprobes.loading import ModelError
-from spatialprobes.prompts import Prompt, PromptError, default_system, render
+from spatialprobes.prompts import Prompt, PromptError, check_template, default_system, render
 from spatialprobes.spans import Spans, find_spans
 
 if TYPE_CHECKING:
@@ -97,20 +97,19 @@ class VLM:
         Raises ModelError, in one line, for whatever cannot be loaded.
         """
         check_fit(image_fit)
-        source = loading.find_model(str(name_or_path), revision or None)
+        loading.check_options(dtype or "auto", quantize or None)
+        source = loading.pinned(loading.find_model(str(name_or_path), revision or None))
         model, processor, family = loading.load(source, dtype or "auto", device or "auto", quantize or None, trust_remote_code)
         vlm = cls(model, processor, family, source, image_fit, quantize or None)
-        if isinstance(family, Discovered):
-            vlm._prove()
-        return vlm
-
-    def _prove(self) -> None:
-        """Prove the parts of a discovered family on a picture, and print what was found and what was refused."""
         try:
-            prove(self)
-        except Exception as error:  # a foreign model may fail in its own ways
-            raise loading.undiscovered(self.source, self.family.model_type, error) from error
-        print(self.family.report())
+            check_template(processor, family.image_token(processor), partial(family.spell, processor))
+            if isinstance(family, Discovered):
+                prove(vlm)
+        except PromptError as error:
+            raise ModelError(f"model {source.name!r}: {error}") from error
+        except NotDiscovered as error:
+            raise loading.undiscovered(source, family.model_type, error) from error
+        return vlm
 
     @property
     def name(self) -> str:
@@ -145,7 +144,7 @@ class VLM:
     @cached_property
     def _digests(self) -> dict[str, str]:
         if self.source.path is None:
-            return {"revision": getattr(self.model.config, "_commit_hash", None) or self.source.revision or "main"}
+            return {"revision": self.source.commit or self.source.revision or "main"}
         return {
             "weights_sha256": loading.weights_digest(self.source.path),
             "processor_sha256": loading.processor_digest(self.source.path),

@@ -24,9 +24,22 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # 
 QUANTISED = 5e-2  # the same where weights are quantised
 
 
-@torch.no_grad()
 def prove(vlm: Any) -> None:
-    """Prove the parts of `vlm.family`, a `Discovered`. Raises NotDiscovered where what everything rests on does not hold."""
+    """Prove the parts of `vlm.family`, a `Discovered`, and print what was found and what was refused.
+
+    Raises NotDiscovered where what everything rests on does not hold.
+    """
+    try:
+        _prove(vlm)
+    except NotDiscovered:
+        raise
+    except Exception as error:  # a foreign model may fail in its own ways
+        raise NotDiscovered(f"running it failed: {type(error).__name__}: {error}") from error
+    print(vlm.family.report())
+
+
+@torch.no_grad()
+def _prove(vlm: Any) -> None:
     _encoding(vlm)
     _features(vlm)
     _layers(vlm)
