@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import QUESTIONS, SYSTEM, examples, picture
+from tiny import SYSTEM, examples
+from tiny_families import mixed
 from transformers import AutoModelForImageTextToText
 
 from spatialprobes.answers import generate, score
@@ -18,7 +19,6 @@ from spatialprobes.vlm import VLM
 
 TOLERANCE = 1e-5
 ROWS_TOLERANCE = 1e-6
-SIZES = [(48, 48), (72, 40), (40, 64)]  # wide and high ones, whose grids differ
 M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_5")
 
 
@@ -30,16 +30,6 @@ def vlm(tiny_family):
 @pytest.fixture(scope="module")
 def eager(tiny_family):
     return AutoModelForImageTextToText.from_pretrained(tiny_family, attn_implementation="eager").eval()
-
-
-def mixed(n=6):
-    """Questions of unequal length about pictures of unequal size, each picture asked about more than once."""
-    shown = [picture(i, size) for i, size in enumerate(SIZES)]
-    found = []
-    for i in range(n):
-        question, answer, choices = QUESTIONS[i % 4]
-        found.append(Example(f"e{i}", shown[i % 3], question, answer, choices, cluster=f"picture-{i % 3}"))
-    return found
 
 
 def own(vlm, one, system=None, answer=None):
@@ -69,6 +59,29 @@ def test_encode_with_an_answer_equals_the_processors_own(vlm):
     one = mixed(2)[1]
     assert torch.equal(vlm.encode([one], answers=True).input_ids, own(vlm, one, answer=one.answer)["input_ids"])
     assert vlm.default_system == SYSTEM
+
+
+def test_qwen3_5_is_asked_to_answer_at_once(tiny_qwen3_5):
+    vlm = VLM.load(str(tiny_qwen3_5))
+    assert vlm.encode(mixed(1)).spans[0].text.endswith("assistant: <think> </think>")
+    words = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    thinking = vlm.processor.apply_chat_template(words, add_generation_prompt=True, enable_thinking=True)
+    assert thinking.endswith("assistant: <think>")
+
+
+def test_a_word_right_behind_the_picture_is_parted_from_it_as_the_processor_does(tiny_idefics2, monkeypatch):
+    """As in the published template of Idefics2, "User:<image>What ...": the tokenizer is given the same text, picture aside."""
+    vlm = VLM.load(str(tiny_idefics2))
+    vlm.processor.chat_template = vlm.processor.chat_template.replace("'<image> '", "'<image>'")
+    given = []
+    plain = type(vlm.tokenizer).__call__
+    monkeypatch.setattr(type(vlm.tokenizer), "__call__", lambda self, text, **kw: given.append(text) or plain(self, text, **kw))
+    one = mixed(1)[0]
+    own(vlm, one)
+    (theirs,) = given.pop()
+    picture = "<fake_token_around_image>" + "<image>" * 10 + "<fake_token_around_image>"
+    assert f"{picture} {one.question}" in theirs
+    assert vlm.encode([one]).spans[0].text.replace("<image>", picture) == theirs
 
 
 def test_logits_equal_the_models_own_for_the_processors_own_encoding(vlm):

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny import SYSTEM, TEMPLATE, WORDS
+from tiny import QUESTIONS, SYSTEM, TEMPLATE, WORDS, picture
 
+from spatialprobes.examples import Example
+
+SIZES = [(48, 48), (72, 40), (40, 64)]  # pixels; wide and high ones, whose grids differ
 LATENTS = 10
 QWEN_PICTURE = "<|vision_start|> <|image_pad|> <|vision_end|>"
 QWEN_SPECIAL = ["<pad>", "</s>", "<unk>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
@@ -41,7 +44,10 @@ def save_qwen2_5_vl(folder: Path, *, layers: int = 3, system: str = SYSTEM, seed
 
 
 def save_qwen3_5(folder: Path, *, layers: int = 4, system: str = SYSTEM, seed: int = 0) -> Path:
-    """A Qwen3.5: linear attention in layers 0 and 2, full attention, with gated heads, in 1 and 3."""
+    """A Qwen3.5: linear attention in layers 0 and 2, full attention, with gated heads, in 1 and 3.
+
+    As the real one, it is made to think before it answers unless the template is told otherwise.
+    """
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     tokenizer = _qwen_pieces()
@@ -60,7 +66,7 @@ def save_qwen3_5(folder: Path, *, layers: int = 4, system: str = SYSTEM, seed: i
         _tower(), depth=2, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_position_embeddings=36
     )  # a 6 x 6 table, interpolated to each picture's patches
     config = Qwen3_5Config(text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
-    return _save_qwen(folder, Qwen3_5ForConditionalGeneration, config, tokenizer, system, seed)
+    return _save_qwen(folder, Qwen3_5ForConditionalGeneration, config, tokenizer, system, seed, thinks=True)
 
 
 def save_idefics2(folder: Path, *, layers: int = 3, system: str = SYSTEM, seed: int = 0) -> Path:
@@ -96,10 +102,25 @@ def save_idefics2(folder: Path, *, layers: int = 3, system: str = SYSTEM, seed: 
     return Path(folder)
 
 
-def _save_qwen(folder: Path, kind: type, config, tokenizer, system: str, seed: int) -> Path:
+def mixed(n: int = 6) -> list[Example]:
+    """Questions of unequal length about three pictures of unequal size in turn."""
+    shown = [picture(i, size) for i, size in enumerate(SIZES)]
+    found = []
+    for i in range(n):
+        question, answer, choices = QUESTIONS[i % len(QUESTIONS)]
+        found.append(Example(f"e{i}", shown[i % 3], question, answer, choices, cluster=f"picture-{i % 3}"))
+    return found
+
+
+def _save_qwen(folder: Path, kind: type, config, tokenizer, system: str, seed: int, thinks: bool = False) -> Path:
     from transformers import Qwen2VLImageProcessorPil
 
-    tokenizer.chat_template = _template("", QWEN_PICTURE, system)
+    template = _template("", QWEN_PICTURE, system)
+    if thinks:
+        choice = "' <think> </think>' if enable_thinking is defined and enable_thinking is false else ' <think>'"
+        template = template.replace("{{ ' assistant:' }}", f"{{{{ ' assistant:' + ({choice}) }}}}")
+        template = template.replace("' assistant: '", "' assistant: <think> </think> '")
+    tokenizer.chat_template = template
     _model(kind, config, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 48}
@@ -177,9 +198,10 @@ def _qwen_pieces():
     from tokenizers import Tokenizer, models, trainers
     from transformers import Qwen3_5Tokenizer
 
+    special = [*QWEN_SPECIAL, "<think>", "</think>"]
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = Qwen3_5Tokenizer()._tokenizer.pre_tokenizer
-    learnt.train_from_iterator([" " + " ".join(PLAIN)] * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=QWEN_SPECIAL))
+    learnt.train_from_iterator([" " + " ".join(PLAIN)] * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=special))
     model = json.loads(learnt.to_str())["model"]
     return Qwen3_5Tokenizer(
         vocab=model["vocab"],
@@ -187,6 +209,6 @@ def _qwen_pieces():
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=QWEN_SPECIAL[3:],
+        additional_special_tokens=special[3:],
         padding_side="left",
     )

@@ -50,6 +50,8 @@ class TowerRows:
             here = where[self.wanted[picture]]
             taken.append((here >= 0).nonzero().flatten())
             index.append(here[here >= 0])
+        if not any(map(len, index)):
+            return  # a window without a row that is wanted
         rows = pad_sequence(index, batch_first=True, padding_value=-1).to(query.device)
         found = attention_rows(query, key, mask, scaling, causal, rows).cpu()
         for (picture, places), rows_there, values in zip(call, taken, found, strict=True):

@@ -9,7 +9,7 @@ always explicit: left to itself a model takes part of them from what it remember
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class Qwen2VL(Family):
     connector_norm = "ln_q"
     quantise_skip = ("model.visual", "lm_head")
     processor_type: type[ProcessorMixin] = Qwen2VLProcessor
+    template_options: ClassVar[dict[str, Any]] = {}  # of the chat template
 
     # Loading
     def load_processor(self, source: str, **options: Any) -> Any:
@@ -45,7 +46,7 @@ class Qwen2VL(Family):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         images = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
         own, _ = self.processor_type.get_processor_dict(source, **options)
-        kind = type(self.processor_type.__name__, (_NoVideo, self.processor_type), {})
+        kind = type(self.processor_type.__name__, (_OurProcessor, self.processor_type), {"options": self.template_options})
         return kind(images, tokenizer, None, chat_template=own.get("chat_template") or tokenizer.chat_template)
 
     # Parts of the model
@@ -141,12 +142,14 @@ class Qwen2_5VL(Qwen2VL):
 
 class Qwen3_5(Qwen2VL):
     """Three in four layers of the language model are linear attention: they have no attention map, and their state after a
-    picture cannot be continued by questions of unequal length, which are padded on the left.
+    picture cannot be continued by questions of unequal length, which are padded on the left. It is asked to answer at once,
+    where its chat template would have it think first.
     """
 
     model_type = "qwen3_5"
     connector_norm = "norm"
     processor_type = Qwen3VLProcessor
+    template_options: ClassVar = {"enable_thinking": False}
     shares_prefix = False
 
 
@@ -154,10 +157,15 @@ class Qwen3_5Moe(Qwen3_5):
     model_type = "qwen3_5_moe"
 
 
-class _NoVideo:
-    """Lets a processor be made without a video processor."""
+class _OurProcessor:
+    """Lets a processor be made without a video processor, and gives its chat template the family's options."""
+
+    options: ClassVar[dict[str, Any]]
 
     def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
         if name == "video_processor" and argument is None:
             return None
         return super().check_argument_for_proper_class(name, argument)
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Any:
+        return super().apply_chat_template(conversation, chat_template, **{**self.options, **options})
