@@ -47,7 +47,7 @@ def shares(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_title(str(comparison), loc="left", parse_math=False)
         ax.set_xlim(0, 1)
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-        ax.set_xlabel("share of the attention on these (%)")
+        ax.set_xlabel("share of attention (%)")
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(models)), models, parse_math=False)
@@ -100,8 +100,9 @@ def cmb(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_title(str(model), parse_math=False)
         ax.set_xlabel("head")
         for axis, names in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
-            places = [p for p in MaxNLocator(8, integer=True).tick_values(0, len(names) - 1) if 0 <= p < len(names)]
-            axis.set_ticks(places, [str(names[int(place)]) for place in places])
+            ticks = MaxNLocator(8, integer=True).tick_values(0, len(names) - 1)
+            places = sorted({int(tick) for tick in ticks if 0 <= tick < len(names)})
+            axis.set_ticks(places, [str(names[place]) for place in places])
     axes[0].set_ylabel("layer")
     bar = figure.colorbar(shown, ax=list(axes), fraction=0.05, pad=0.02, aspect=25, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0  text", "0.25", "0.5", "0.75", "1  vision"])

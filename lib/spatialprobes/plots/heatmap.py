@@ -78,9 +78,9 @@ def overlay(
 
 
 def _ramp() -> ListedColormap:
-    """Yellow to dark red, opaque only where the weight is: little weight lets the picture through."""
+    """Yellow to dark red, equally clear throughout: more weight is darker whatever lies beneath."""
     colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
-    colours[:, 3] = 0.15 + 0.8 * np.sqrt(np.linspace(0, 1, 256))
+    colours[:, 3] = 0.65
     return ListedColormap(colours)
 
 
@@ -89,7 +89,7 @@ def _panel(ax: Axes, image: np.ndarray, cells: pd.DataFrame, scale: Normalize):
     rows, cols = cells["row"].to_numpy(dtype=int), cells["col"].to_numpy(dtype=int)
     grid = np.full((rows.max() + 1, cols.max() + 1), np.nan)
     grid[rows, cols] = cells["weight"]
-    grey = image @ np.array([0.299, 0.587, 0.114]) * 0.6 + 102  # luma of ITU-R BT.601, made pale: colour is for the weights
+    grey = image @ np.array([0.299, 0.587, 0.114]) * 0.85 + 38  # luma of ITU-R BT.601, made pale: colour is for the weights
     aspect = image.shape[0] / image.shape[1]
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=aspect)
     left, right, upper, lower = _window(cells)

@@ -108,4 +108,4 @@ def _layers(ax: Axes, rows: pd.DataFrame) -> None:
 
 def _apart(rows: pd.DataFrame) -> float:
     """How far behind the last layer the row after the norm is drawn."""
-    return max(1.0, 0.09 * float(rows["layer"].max()))
+    return max(1.0, 0.2 * float(rows["layer"].max()))
