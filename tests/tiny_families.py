@@ -43,12 +43,17 @@ def save_qwen2_5_vl(folder: Path, *, layers: int = 3, system: str = SYSTEM, seed
     return _save_qwen(folder, Qwen2_5_VLForConditionalGeneration, config, tokenizer, system, seed)
 
 
-def save_qwen3_5(folder: Path, *, layers: int = 4, system: str = SYSTEM, seed: int = 0) -> Path:
-    """A Qwen3.5: linear attention in layers 0 and 2, full attention, with gated heads, in 1 and 3.
+def save_qwen3_5(folder: Path, *, layers: int = 4, experts: int = 0, system: str = SYSTEM, seed: int = 0) -> Path:
+    """A Qwen3.5: linear attention in layers 0 and 2, full attention, with gated heads, in 1 and 3; with `experts`, its MoE.
 
     As the real one, it is made to think before it answers unless the template is told otherwise.
     """
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    from transformers import (
+        Qwen3_5Config,
+        Qwen3_5ForConditionalGeneration,
+        Qwen3_5MoeConfig,
+        Qwen3_5MoeForConditionalGeneration,
+    )
 
     tokenizer = _qwen_pieces()
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2], "mrope_interleaved": True}
@@ -65,6 +70,11 @@ def save_qwen3_5(folder: Path, *, layers: int = 4, system: str = SYSTEM, seed: i
     vision = dict(
         _tower(), depth=2, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_position_embeddings=36
     )  # a 6 x 6 table, interpolated to each picture's patches
+    if experts:
+        text |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        text |= {"shared_expert_intermediate_size": 32}
+        config = Qwen3_5MoeConfig(text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
+        return _save_qwen(folder, Qwen3_5MoeForConditionalGeneration, config, tokenizer, system, seed, thinks=True)
     config = Qwen3_5Config(text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
     return _save_qwen(folder, Qwen3_5ForConditionalGeneration, config, tokenizer, system, seed, thinks=True)
 
