@@ -13,13 +13,16 @@ import math
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from spatialprobes.lab_cards import machine, write_json
@@ -38,10 +41,14 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of every round by path (and ``path.part``), and processor seconds per second of all rounds together."""
+    """Seconds of every round by path (and ``path.part``), and processor seconds per second of all rounds together.
+
+    by_processor: processor seconds of every round by path; steadier on a busy machine, on a GPU the host's alone.
+    """
 
     seconds: dict[str, list[float]]
     processor: float
+    by_processor: dict[str, list[float]]
 
 
 def alternate(paths: Mapping[str, TimedPath], repetitions: int, device: torch.device, least: float = 0.05) -> Timings:
@@ -57,28 +64,32 @@ def alternate(paths: Mapping[str, TimedPath], repetitions: int, device: torch.de
         path()
         calls[name] = max(1, math.ceil(least / max(now(device) - begun, 1e-9)))
     seconds: dict[str, list[float]] = {}
+    by_processor: dict[str, list[float]] = {name: [] for name in paths}
     names = list(paths)
     wall, processor = time.perf_counter(), time.process_time()
     for turn in range(repetitions):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             total: dict[str, float] = {}
-            begun = now(device)
+            begun, busy = now(device), time.process_time()
             for _ in range(calls[name]):
                 for part, spent in (paths[name]() or {}).items():
                     total[f"{name}.{part}"] = total.get(f"{name}.{part}", 0.0) + spent
             total[name] = now(device) - begun
+            by_processor[name].append((time.process_time() - busy) / calls[name])
             for key, spent in total.items():
                 seconds.setdefault(key, []).append(spent / calls[name])
     processor = (time.process_time() - processor) / (time.perf_counter() - wall)
-    return Timings(seconds, processor)
+    return Timings(seconds, processor, by_processor)
 
 
 # ---- operations ----
-def matmul(rows: int, inner: int, columns: int, device: torch.device) -> tuple[TimedPath, int]:
-    """A path that multiplies fp32 [rows, inner] by [inner, columns], and its floating-point operations, 2 rows inner columns."""
-    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-    out = torch.empty(rows, columns, device=device)
+def matmul(
+    rows: int, inner: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[TimedPath, int]:
+    """A path that multiplies [rows, inner] by [inner, columns], and its floating-point operations, 2 rows inner columns."""
+    a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
+    out = torch.empty(rows, columns, device=device, dtype=dtype)
 
     def path() -> None:
         torch.mm(a, b, out=out)
@@ -116,6 +127,27 @@ def count(act: Callable[[], object]) -> dict[str, int]:
     for operation, flops in counter.get_flop_counts().get("Global", {}).items():
         by_kind["attention" if "attention" in str(operation) else "linear"] += flops
     return by_kind
+
+
+# ---- memory ----
+def peak_memory(act: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of tensors that were alive at once while ``act`` ran, beyond those alive before it.
+
+    By what torch's allocator hands out, temporaries inside an operation included; scratch space that a kernel library takes for
+    itself is not seen. On a CPU the profiler reports every allocation.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        act()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        act()
+    with tempfile.TemporaryDirectory() as folder:
+        profiled.export_chrome_trace(trace := f"{folder}/trace.json")
+        events = json.loads(Path(trace).read_text())["traceEvents"]
+    handed = sorted((e["args"]["Ev Idx"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate((size for _, size in handed), initial=0))
 
 
 # ---- results ----
@@ -179,14 +211,21 @@ def write(path: Path, content: dict) -> None:
     write_json(path, json.loads(json.dumps(content, default=vars)))
 
 
-def arguments(description: str, argv: Sequence[str] | None, repetitions: int) -> tuple[argparse.Namespace, torch.device]:
-    """The options that every benchmark has, and the device that they choose; sets torch's threads."""
+def arguments(
+    description: str, argv: Sequence[str] | None, repetitions: int, **choices: Sequence[str]
+) -> tuple[argparse.Namespace, torch.device]:
+    """The options that every benchmark has, and the device that they choose; sets torch's threads.
+
+    choices: options of this benchmark alone, each with its values, the first of them the default.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where tensors live (default: cpu)")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0 leaves torch's own choice (default: 0)")
     parser.add_argument("--repetitions", type=int, default=0, help=f"rounds measured (default: {repetitions}; 2 if quick)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script out, measures nothing of worth")
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/<name>.json, none if quick)")
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"(default: {values[0]})")
     options = parser.parse_args(argv)
     if options.threads < 0 or options.repetitions < 0:
         parser.error(f"--threads {options.threads} --repetitions {options.repetitions}: neither can be negative")

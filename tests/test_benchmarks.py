@@ -27,6 +27,17 @@ def benchmarks():
             sys.modules.pop(name)
 
 
+@pytest.fixture(scope="module")
+def scripts(benchmarks):
+    """The modules attention_rows and answers, by name."""
+    names = ("attention_rows", "answers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: importlib.import_module(name) for name in names}
+        for name in names:
+            sys.modules.pop(name)
+
+
 @pytest.mark.parametrize("wants_input_gradient", [True, False])
 def test_linear_layers_count_twice_their_products(benchmarks, wants_input_gradient):
     """Forward 2 n in out; backward once for the weight and once for what came in, if that wants a gradient."""
@@ -76,6 +87,24 @@ def test_paths_take_turns_and_parts_are_kept_by_round(benchmarks):
     assert timings.seconds.keys() == {"a", "b", "b.half", "c"}
     assert timings.seconds["b.half"] == [2.0] * 4
     assert all(len(values) == 4 for values in timings.seconds.values())
+    assert {name: len(values) for name, values in timings.by_processor.items()} == dict.fromkeys("abc", 4)
+
+
+def test_the_peak_counts_what_is_alive_at_once(benchmarks):
+    """Not what was there before, not what was let go, but what an operation needs for itself."""
+    common, _ = benchmarks
+    before = torch.ones(1000, 100)
+
+    def act():
+        first = torch.empty(50_000)
+        del first
+        second = torch.empty(30_000)
+        third = torch.empty(25_000)
+        return second, third
+
+    assert common.peak_memory(act, torch.device("cpu")) == 4 * 55_000
+    assert common.peak_memory(lambda: before.sum(1), torch.device("cpu")) == 4 * 1000
+    assert common.peak_memory(lambda: None, torch.device("cpu")) == 0
 
 
 def test_the_load_is_told_by_what_was_measured(benchmarks):
@@ -118,6 +147,78 @@ def test_a_quick_run_writes_what_it_prints(benchmarks, tmp_path, capsys):
     assert operations["fp32"] == sum(operations[f"{a}, {b}"] for a in ("forward", "backward") for b in ("linear", "attention"))
     # The tower is frozen in stage 2, so backward is less than twice forward; all of the tower step learns.
     assert operations["forward, linear"] < operations["backward, linear"] < 2 * operations["forward, linear"]
+
+
+@pytest.mark.parametrize("shape", ["small", "llava-1.5-7b"])
+def test_attention_rows_are_told_apart_from_eagers_maps(scripts, tmp_path, capsys, shape):
+    """Peaks as by hand: eager keeps layers x heads x T x T and more, ours layers x heads x R x T in fp32 and little beside."""
+    script = scripts["attention_rows"]
+    script.main(["--quick", "--repetitions", "1", "--shape", shape, "--out", str(tmp_path / "rows.json")])
+    content, printed = json.loads((tmp_path / "rows.json").read_text()), capsys.readouterr().out
+    check_schema(content)
+    assert all(r["name"] in printed for r in content["results"] + content["floors"])
+    assert all(bar["bar"] in printed for bar in content["bars"])
+    sizes = content["settings"]
+    width, heads, layers, _ = sizes["text"]
+    item = 4 if sizes["dtype"] == "float32" else 2
+    for tokens in sizes["tokens"]:
+        used, kept = content["memory"][f"T={tokens}"], layers * heads * tokens * 4
+        if item == 4:  # in bf16 a CPU's own conversions are more than all of this
+            assert used["eager, extra MB"] * 1e6 >= 0.9 * kept * tokens
+            assert 0.9 * kept <= used["1 row, extra MB"] * 1e6 <= 2 * kept + 4 * tokens * width
+        need = content["needs_of_rows"][f"T={tokens}, 1 row alone"]
+        assert need == {
+            "bytes": layers * (tokens * width * item + width * item + heads * tokens * 4),
+            "operations": 2 * layers * tokens * width,
+        }
+    assert content["largest_difference_from_eager"].keys() == content["memory"].keys()
+    time, memory = content["bars"]
+    assert time["met"] == (time["measured"] <= 1.1)
+    assert memory["met"] == (memory["measured"] >= 50)
+
+
+def test_rows_that_are_not_eagers_stop_the_benchmark(scripts):
+    script = scripts["attention_rows"]
+    shape = script.quick(script.SHAPES["small"])
+    ways = script.forwards(shape, 64, torch.device("cpu"))
+    assert script.check(ways, shape) < 1e-6
+    with pytest.raises(AssertionError, match="rows differ from eager's"):
+        script.check({**ways, "1 row": lambda: ways["4 rows"]()}, shape)
+
+
+def test_large_shapes_are_for_a_gpu(scripts):
+    with pytest.raises(SystemExit, match="too large for a CPU; use --device cuda, or --quick"):
+        scripts["attention_rows"].main(["--shape", "llava-1.5-7b"])
+
+
+def test_answers_are_compared_with_other_ways_only_if_equal(scripts, tmp_path, monkeypatch):
+    script = scripts["answers"]
+    script.main(["--quick", "--repetitions", "1", "--out", str(tmp_path / "answers.json")])
+    content = json.loads((tmp_path / "answers.json").read_text())
+    check_schema(content)
+    assert content["texts_equal"] == {"3 a picture": 2, "1 a picture": 2}
+    assert content["pictures"] == {"3 a picture": 2, "1 a picture": 6}
+    measured = {r["name"]: r["median"] for r in content["results"]}
+    for per_picture in (3, 1):
+        one, ours = (measured[f"{per_picture} a picture, {way}, a question"] for way in ("until its end", "generate by 4"))
+        assert measured[f"{per_picture} a picture, until its end, over generate by 4"] == pytest.approx(one / ours, rel=2e-3)
+    assert all(bar["met"] == (bar["measured"] >= bar["least"]) for bar in content["bars"])
+
+    vlm, asked = script.VLM.load(script.MODEL), script.questions(6, 3)
+    monkeypatch.setattr(script, "singly", lambda vlm, example, **options: "nothing of the kind")
+    with pytest.raises(AssertionError, match="one at a time 'nothing of the kind'"):
+        script.check(vlm, asked, script.QUICK)
+
+
+def test_questions_are_as_many_a_picture_as_asked_for(scripts):
+    """And of every group in turn, each about the picture that it is shown with."""
+    asked = scripts["answers"].questions(64, 16)
+    pictures = {one.cluster: id(one.image) for one in asked}
+    assert len({one.id for one in asked}) == 64
+    assert len(pictures) == 4
+    assert all(pictures[one.cluster] == id(one.image) for one in asked)
+    assert len({one.group for one in asked}) > 10
+    assert len({one.cluster for one in scripts["answers"].questions(20, 1)}) == 20
 
 
 def test_committed_results_have_the_schema():
