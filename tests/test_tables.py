@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatialprobes.plots import model_name
 from spatialprobes.tables import canonical_json, provenance, read_provenance, read_table, save_table, sidecar, write_atomically
 
 FRAME = pd.DataFrame(
@@ -36,6 +37,17 @@ def test_round_trip_keeps_values_types_and_provenance(tmp_path):
     assert back.attrs["provenance"]["model"]["name"] == "lab-llava"
     assert back.attrs["provenance"]["parameters"] == {"limit": 4}
     assert back.attrs["provenance"]["packages"]["numpy"] == np.__version__
+
+
+def test_a_table_may_be_about_several_models():
+    class Other(Model):
+        def facts(self):
+            return {"model": "other"}
+
+    assert provenance([Model()])["model"] == Model().facts()
+    assert provenance([Model(), Other()])["model"] == [Model().facts(), {"model": "other"}]
+    assert model_name(provenance([Other(), Other()])) == "other, other"
+    assert model_name(provenance(Other())) == "other"
 
 
 def test_same_inputs_give_the_same_bytes_and_volatile_facts_stay_out(tmp_path):

@@ -76,7 +76,8 @@ class Record:
     def table(self, name: str, frame: pd.DataFrame, *, vlm: Any = None, **facts: Any) -> pd.DataFrame:
         """Save `frame` as tables/<name>.parquet and return it as read back.
 
-        facts: stable ones beyond the parameters (seed, data hash, definition). vlm: the model of this table, if not the record's.
+        facts: stable ones beyond the parameters (seed, data hash, definition). vlm: the model of this table, or a list of
+        several, if not the record's.
         Raises ValueError for a name that is none or a frame that is not tidy.
         """
         _check_name("table", name)

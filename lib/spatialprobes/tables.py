@@ -71,6 +71,7 @@ def provenance(vlm: Any = None, **facts: Any) -> dict[str, Any]:
     """The stable facts behind a table: versions of code, Python and packages, the model's own facts, and whatever is given.
 
     vlm: anything with `facts()`, a dict of stable facts (name, hash, dtype, device kind, attention, ...); stands under "model".
+    Several in a list stand there as a list, one as itself.
     facts: parameters, seed, data hash, batch size, ...
     """
     packages = {}
@@ -81,7 +82,8 @@ def provenance(vlm: Any = None, **facts: Any) -> dict[str, Any]:
             packages[name] = importlib.metadata.version(name)
     known: dict[str, Any] = {"code": {"spatialprobes": __version__}, "python": platform.python_version(), "packages": packages}
     if vlm is not None:
-        known["model"] = vlm.facts()
+        models = [one.facts() for one in vlm] if isinstance(vlm, (list, tuple)) else [vlm.facts()]
+        known["model"] = models[0] if len(models) == 1 else models
     return known | facts
 
 

@@ -114,8 +114,10 @@ def draw(plot: str, frame: pd.DataFrame, options: Mapping[str, Any]) -> Figure:
 
 
 def model_name(provenance: Mapping[str, Any]) -> str:
-    """The model a table is about, by its provenance; empty where there is none."""
+    """The model that a table is about, by its provenance, or the models; empty where there is none."""
     model = provenance.get("model", "")
+    if isinstance(model, list):
+        return ", ".join(model_name({"model": one}) for one in model)
     return str(model.get("model", "")) if isinstance(model, Mapping) else str(model)
 
 
