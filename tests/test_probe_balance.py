@@ -23,7 +23,11 @@ GROUPS = list(balance.GROUPS)
 STEPS = 3
 
 
-@pytest.fixture(scope="module", params=["tiny_llava", "tiny_llava_grouped", "tiny_llava_pieces", LAB])
+TINY = ["tiny_llava", "tiny_llava_grouped", "tiny_llava_pieces"]
+FAMILIES = ["tiny_qwen2_vl", "tiny_qwen2_5_vl", "tiny_qwen3_5", "tiny_idefics2"]
+
+
+@pytest.fixture(scope="module", params=[*TINY, *FAMILIES, LAB])
 def setting(request):
     """Model, the same weights with eager attention, and examples."""
     if request.param == LAB:
@@ -51,7 +55,7 @@ def frame(vlm):
 def eager_rows(vlm, reference, one, system="default", n=STEPS):
     """Last row of every map, [step, layer, head, key (0 where there is none yet)], by transformers' own generate; and its ids."""
     batch = vlm.encode([one], system)
-    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}  # those are transformers' own
     made = reference.generate(
         **inputs, max_new_tokens=n, do_sample=False, output_attentions=True, return_dict_in_generate=True, use_cache=True
     )
@@ -104,7 +108,9 @@ def test_shares_equal_eager_attention_inside_generate(setting, batch_size):
         for group in GROUPS:
             expected = rows[..., names == group].sum(-1).ravel()
             assert mine[group].to_numpy() == pytest.approx(expected, abs=2e-6), (one.id, group)
-        assert mine[["step", "layer", "head"]].to_numpy().tolist() == [list(each) for each in np.ndindex(rows.shape[:3])]
+        layers = [1, 3] if vlm.family.model_type == "qwen3_5" else range(vlm.n_layers)  # linear ones have no rows
+        places = [[step, layer, head] for step in range(len(rows)) for layer in layers for head in range(rows.shape[2])]
+        assert mine[["step", "layer", "head"]].to_numpy().tolist() == places
     assert max(lengths) <= STEPS
 
 
@@ -152,6 +158,15 @@ def test_both_definitions_equal_the_slow_ones(setting, bos, system):
         assert (corrected["system"] == 0).all() and (found["system"] == 0).all()
     else:
         assert (corrected["system"] > 0).all()
+
+
+def test_a_layer_without_attention_and_a_model_without_any_are_one_line(tiny_qwen3_5, monkeypatch):
+    vlm = VLM.load(str(tiny_qwen3_5))
+    with pytest.raises(ValueError, match=r"^layer 0 has no attention map.*: 1, 3$"):
+        balance.measure(vlm, examples(2), layers=[0])
+    monkeypatch.setattr(type(vlm.family), "attention", lambda self, layer: None)
+    with pytest.raises(ValueError, match=r"^this model has no layer with attention$"):
+        balance.measure(vlm, examples(2))
 
 
 def test_steps_after_the_end_of_an_answer_are_left_out(vlm, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import QUESTIONS, examples
+from tiny import QUESTIONS, examples, picture
 from transformers import AutoModelForImageTextToText
 
 from spatialprobes import paths, plots
@@ -260,6 +260,40 @@ def test_maps_under_a_permutation_equal_eagers_of_permuted_embeddings(setting):
         expected = maps[1][:, places(tokens, one.question, word)][..., vision].mean((0, 1))
         rows = panel(frame, one, word, 1)
         assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("row", ["query", "emits"])
+def test_every_familys_maps_equal_eager_attention_on_wide_pictures(tiny_family, row):
+    """Ten tokens across and six down where a family takes any shape; latents without a grid are refused in one line."""
+    vlm = VLM.load(str(tiny_family))
+    asked = [dataclasses.replace(one, image=picture(i, (80, 48)), cluster="") for i, one in enumerate(examples(3))]
+    if vlm.family.model_type == "idefics2":
+        with pytest.raises(ValueError, match=r"the 10 vision tokens of 'e0' have no grid to draw a map on$"):
+            grounding.measure(vlm, asked, wanted(asked), row=row)
+        return
+    reference = AutoModelForImageTextToText.from_pretrained(tiny_family, attn_implementation="eager", dtype=torch.float32).eval()
+    frame = grounding.measure(vlm, asked, wanted(asked), row=row)
+    layers = [1, 3] if vlm.family.model_type == "qwen3_5" else list(range(vlm.n_layers))  # linear ones have no map
+    assert sorted(set(frame["layer"])) == layers
+    for one in asked:
+        batch = vlm.encode([one])
+        with torch.no_grad():
+            given = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
+            maps = reference(**given, output_attentions=True).attentions
+        ids = batch.input_ids[0]
+        vision, tokens = (ids == vlm.model.config.image_token_id), vlm.tokenizer.convert_ids_to_tokens(ids)
+        grid = (6, 6) if vlm.family.model_type == "llava" else (6, 10)
+        for word in wanted(asked)[one.id]:
+            at = places(tokens, one.question, word)
+            at = [at[0] - 1] if row == "emits" else at
+            for layer, attention in zip(layers, maps, strict=True):
+                expected = attention[0][:, at][..., vision].double().mean((0, 1))
+                rows = frame[(frame["example"] == one.id) & (frame["word"] == word) & (frame["layer"] == layer)]
+                assert (rows["row"] * grid[1] + rows["col"]).tolist() == list(range(grid[0] * grid[1]))
+                assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=2e-3, abs=1e-6)
+    if vlm.family.model_type == "qwen3_5":
+        with pytest.raises(ValueError, match=r"layer 0 has no attention map.*: 1, 3$"):
+            grounding.measure(vlm, asked, wanted(asked), layers=[0])
 
 
 def test_every_panel_sums_to_one_and_sees_a_share(setting):

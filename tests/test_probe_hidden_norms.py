@@ -19,7 +19,11 @@ from spatialprobes.worlds.lab_questions import examples as lab_examples
 LAB = "lab-llava"
 
 
-@pytest.fixture(scope="module", params=["tiny_llava", "tiny_llava_grouped", "tiny_llava_pieces", LAB])
+TINY = ["tiny_llava", "tiny_llava_grouped", "tiny_llava_pieces"]
+FAMILIES = ["tiny_qwen2_vl", "tiny_qwen2_5_vl", "tiny_qwen3_5", "tiny_idefics2"]
+
+
+@pytest.fixture(scope="module", params=[*TINY, *FAMILIES, LAB])
 def setting(request):
     """Model, the same weights loaded apart, and examples."""
     if request.param == LAB:
@@ -47,9 +51,9 @@ def frame(vlm):
 def slow(vlm, reference, one, kind, system):
     """{(layer, site, group): norms of its tokens} from transformers' hidden states of one example alone."""
     batch = vlm.encode([one], system)
-    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}  # those are transformers' own
     last = {}
-    layers = reference.model.language_model.layers
+    layers = reference.get_decoder().layers
     hook = layers[-1].register_forward_hook(lambda module, given, output: last.update(raw=output))
     states = reference(**inputs, output_hidden_states=True).hidden_states
     hook.remove()
