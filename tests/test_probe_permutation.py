@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import examples
+from tiny import examples, picture
 
 from spatialprobes import paths, plots
 from spatialprobes.answers import answer
+from spatialprobes.examples import Object
 from spatialprobes.parsing import plain
 from spatialprobes.probes import permutation
 from spatialprobes.tables import save_table
@@ -225,6 +226,7 @@ def test_permutations_fit_pictures_of_any_lengths(lengths, seed):
     [
         (lambda asked: asked, {"draws": 0}, "draws is 0"),
         (lambda asked: asked, {"draws": -2}, "draws is -2"),
+        (lambda asked: asked, {"seed": -1}, "seed=-1"),
         (lambda asked: [], {}, "no examples"),
         (lambda asked: [asked[0], dataclasses.replace(asked[1], image=None)], {}, "the picture of e1"),
         (lambda asked: [asked[0], dataclasses.replace(asked[1], question="")], {}, "'e1'"),
@@ -235,6 +237,173 @@ def test_permutations_fit_pictures_of_any_lengths(lengths, seed):
 def test_bad_input_is_refused(vlm, asked, change, options, message):
     with pytest.raises(ValueError, match=message):
         permutation.measure(vlm, change(asked), **options)
+
+
+# Structured permutations
+
+
+STRUCTURED = ["full", "rows", "columns", "flip_left_right", "rotate180", "blocks:3", "within_blocks:2", "within_radius:1.5"]
+
+
+def with_objects(asked):
+    """One object in the upper left quarter, one in the lower right, in every picture; the tiny models see 6 x 6 cells."""
+    mask = np.zeros((6, 6), bool)
+    mask[0, :2] = True
+    things = [
+        Object("square", (0.25, 0.25), (0.0, 0.0, 0.5, 0.5)),
+        Object("circle", (0.75, 0.75), (0.6, 0.6, 0.8, 0.99), mask=mask),  # the mask is believed, not the box
+    ]
+    return [dataclasses.replace(one, objects=things) for one in asked]
+
+
+def test_each_name_moves_what_it_says_and_says_how_far(vlm, asked, entered):
+    frame = permutation.measure(vlm, asked, permutations=STRUCTURED, draws=2, seed=5)
+    row, column = (each.ravel() for each in np.indices((6, 6)))
+    keeps = {
+        "rows": lambda o: (column[o] == column).all() and (row[o].reshape(6, 6).std(1) == 0).all(),
+        "columns": lambda o: (row[o] == row).all() and (column[o].reshape(6, 6).std(0) == 0).all(),
+        "flip_left_right": lambda o: (row[o] == row).all() and (column[o] == 5 - column).all(),
+        "rotate180": lambda o: (o == 35 - np.arange(36)).all(),
+        "blocks:3": lambda o: (row[o] % 3 == row % 3).all() and (column[o] % 3 == column % 3).all(),
+        "within_blocks:2": lambda o: (row[o] // 2 == row // 2).all() and (column[o] // 2 == column // 2).all(),
+        "within_radius:1.5": lambda o: np.hypot(row[o] - row, column[o] - column).max() <= 1.5,
+    }
+    named = frame[frame["condition"] == "permuted"].drop_duplicates(["permutation", "draw"])[["permutation", "draw"]]
+    expected = [(name, draw) for name in STRUCTURED for draw in range(1 if name in ("flip_left_right", "rotate180") else 2)]
+    assert named.apply(tuple, axis=1).tolist() == expected
+    for (name, draw), orders in zip(expected, drawn(entered), strict=True):
+        rows = frame[(frame["permutation"] == name) & (frame["draw"] == draw)].set_index("id")
+        for one in asked:
+            order = np.array(orders[one.id])
+            assert keeps.get(name, lambda o: True)(order) and (order != np.arange(36)).any(), name
+            assert rows.loc[one.id, "moved"] == pytest.approx(np.hypot(row[order] - row, column[order] - column).mean())
+    by_draw = frame[frame["permutation"] == "rows"].groupby("draw")["moved"].mean()
+    assert by_draw[0] != by_draw[1]
+
+
+def test_questions_about_one_picture_share_it_and_pictures_do_not(vlm, asked, entered):
+    permutation.measure(vlm, asked, permutations=["rows", "within_radius:2"], draws=2)
+    for orders in drawn(entered):
+        by_cluster = {}
+        for one in asked:
+            by_cluster.setdefault(one.cluster, set()).add(tuple(orders[one.id]))
+        assert all(len(found) == 1 for found in by_cluster.values())
+        assert len(set.union(*by_cluster.values())) == len(by_cluster)
+
+
+def test_a_permutation_depends_on_nothing_else_that_is_asked(vlm, asked, entered):
+    permutation.measure(vlm, asked, permutations=["rows"], draws=1, seed=2)
+    (alone,) = drawn(entered)
+    entered.clear()
+    permutation.measure(vlm, asked[::-1][:5], permutations=["columns", "full", "rows"], draws=1, seed=2)
+    _, _, again = drawn(entered)
+    assert all(again[one.id] == alone[one.id] for one in asked[::-1][:5])
+    entered.clear()
+    permutation.measure(vlm, asked, permutations=["rows"], draws=1, seed=3)
+    assert drawn(entered) != [alone]
+
+
+def test_only_the_cells_of_objects_move(vlm, asked, entered):
+    frame = permutation.measure(vlm, with_objects(asked), permutations=["objects", "background", "object:0", "object:1"], draws=2)
+    square = np.zeros((6, 6), bool)
+    square[:3, :3] = True
+    circle = np.zeros((6, 6), bool)
+    circle[0, :2] = True
+    cells = {"objects": square | circle, "background": ~(square | circle), "object:0": square, "object:1": circle}
+    moved = {name: set() for name in cells}
+    for place, orders in enumerate(drawn(entered)):
+        name = list(cells)[place // 2]
+        for order in orders.values():
+            moved[name] |= set(np.flatnonzero(np.array(order) != np.arange(36)))
+    assert all(moved[name] == set(np.flatnonzero(cells[name])) for name in cells)
+    means = frame.groupby("permutation")["moved"].mean()
+    assert means["object:1"] <= 2 / 36 and means["background"] > means["objects"] > means["object:1"]
+
+
+def test_a_picture_that_is_cropped_uses_boxes_not_masks(tiny_llava, entered):
+    """Of a picture twice as wide as high the middle is seen: a mask of the whole picture's cells would name others."""
+    vlm = VLM.load(str(tiny_llava), image_fit="crop")
+    mask = np.ones((6, 6), bool)
+    thing = Object("square", (0.5, 0.5), (0.25, 0.0, 0.5, 1.0), mask=mask)  # the left half of what is seen
+    wide = [dataclasses.replace(one, image=picture(3, (96, 48)), cluster="", objects=[thing]) for one in examples(4)]
+    permutation.measure(vlm, wide, permutations=["objects"], draws=3)
+    moved = {place for orders in drawn(entered) for order in orders.values() for place in range(36) if order[place] != place}
+    assert moved == {6 * row + column for row in range(6) for column in range(3)}
+
+
+def test_a_function_of_ones_own(vlm, asked, entered):
+    """It gets grid, generator and example, and decides alone, whatever it is called."""
+    seen = []
+
+    def swapped(grid, generator, example):
+        seen.append((grid, example.cluster, generator.random()))
+        order = list(range(36))
+        order[0], order[35] = 35, 0
+        return order
+
+    frame = permutation.measure(vlm, asked, permutations={"full": swapped}, draws=2)
+    assert all(order == [35, *range(1, 35), 0] for orders in drawn(entered) for order in orders.values())
+    assert frame.loc[frame["permutation"] == "full", "moved"].tolist() == pytest.approx([2 * 50**0.5 / 36] * 24)
+    assert {(grid, cluster) for grid, cluster, _ in seen} == {((6, 6), f"picture-{i}") for i in range(3)}
+    assert len({number for _, _, number in seen}) == len(seen) == 6
+
+
+def test_every_family_with_a_grid_permutes_on_it(tiny_family):
+    vlm = VLM.load(str(tiny_family))
+    asked = examples(3)
+    grids = [spans.grid for spans in vlm.encode(asked).spans]
+    if None in grids:
+        with pytest.raises(ValueError, match=r"'rows' needs a grid.*'e0'.*use 'full'"):
+            permutation.measure(vlm, asked, permutations=["rows"], draws=1)
+        frame = permutation.measure(vlm, asked, draws=1, max_new_tokens=2)
+        assert frame.loc[frame["condition"] == "permuted", "moved"].isna().all()
+    else:
+        frame = permutation.measure(vlm, asked, permutations=["full", "rotate180"], draws=1, max_new_tokens=2)
+        height, width = grids[0]
+        row, column = np.indices((height, width))
+        expected = np.hypot(2 * row - height + 1, 2 * column - width + 1).mean()
+        assert frame.loc[frame["permutation"] == "rotate180", "moved"].tolist() == pytest.approx([expected] * 3)
+
+
+@pytest.mark.parametrize(
+    ("permutations", "message"),
+    [
+        ([], "no permutations"),
+        ("full", "one name; give a sequence"),
+        (["rowz"], "unknown permutation 'rowz'; nearest: 'rows'"),
+        (["object"], "unknown permutation 'object'; nearest: 'object"),
+        (["objcts"], "nearest: 'objects'"),
+        (["blocks:6"], "k=6 leaves no two blocks of one shape in a grid of 6 x 6"),
+        (["objects"], "'objects': example 'e0' has 0 objects"),
+        ({"mine": lambda grid, generator, example: range(35)}, "'mine' gave example 'e0' no permutation of its 36 tokens"),
+        ({"mine": lambda grid, generator, example: [0] * 36}, "no permutation of its 36 tokens"),
+        ({"mine": lambda grid, generator, example: np.arange(36.0)}, "no permutation of its 36 tokens"),
+    ],
+)
+def test_permutations_that_mean_nothing_are_refused_before_anything_is_asked(vlm, asked, entered, permutations, message):
+    with pytest.raises(ValueError, match=message):
+        permutation.measure(vlm, asked, permutations=permutations)
+    assert not entered
+
+
+def test_an_object_that_is_not_there_is_named(vlm, asked):
+    with pytest.raises(ValueError, match="'object:2': example 'e0' has 2 objects"):
+        permutation.measure(vlm, with_objects(asked), permutations=["object:2"])
+
+
+def test_summary_and_figure_have_a_row_for_each_permutation(vlm, asked):
+    frame = permutation.measure(vlm, asked, permutations=["full", "rotate180"], draws=2)
+    rows = permutation.summary(frame, {})
+    assert len(rows) == 6 and set(zip(rows["group"], rows["permutation"], strict=True)) == {
+        (group, name) for group in ("semantic", "relation") for name in ("in place", "full", "rotate180")
+    }
+    figure = plots.draw("permutation.accuracy", rows, {})
+    labels = [line.get_label() for line in figure.axes[0].get_lines()]
+    assert labels == ["original", "full", "rotate180"]
+    index = permutation.psi_table(frame)
+    assert index["permutation"].tolist() == ["full", "rotate180"] * 2 and not (index["n"] != 6).any()
+    assert plots.draw("permutation.psi", index, {}).axes
+    assert plots.draw("permutation.psi_by_distance", permutation.psi_by_distance(frame), {}).axes
 
 
 # Numbers, from tables made by hand

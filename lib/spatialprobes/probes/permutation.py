@@ -24,6 +24,7 @@ from spatialprobes.families import Frame
 from spatialprobes.intervene import intervene, random_permutations
 from spatialprobes.probes.answer_files import psi_from_answers, read_answers
 from spatialprobes.probes.psi import IN_PLACE, ORIGINAL, PERMUTED, drop, psi, psi_by_distance, psi_from_accuracies, psi_table
+from spatialprobes.seeds import SEEDS, check_seed
 from spatialprobes.spans import Spans
 from spatialprobes.stats import bootstrap
 from spatialprobes.vlm import VLM
@@ -81,13 +82,15 @@ def measure(
     permutation ("in place" for the original), moved (mean distance in cells that the picture's tokens moved; NaN where they have
     no grid). Every picture has a permutation of its own in every draw; questions about one picture share it, and of the objects
     those of its first question. ``attrs["unparsed"]``: share of rows that could not be read.
-    Raises ValueError for draws < 1, no examples, no permutations, a name that is unknown (naming the nearest) or a size that does
-    not fit, tokens without a grid under any but "full", and an example without the objects asked for.
+    Raises ValueError for draws < 1, what is no seed, no examples, no permutations, a name that is unknown (naming the nearest) or
+    a size that does not fit, tokens without a grid under any but "full", an example without the objects asked for, and a function
+    that returns no permutation.
     """
     if draws < 1:
         raise ValueError(f"draws is {draws}; it must be at least 1")
     if not examples:
         raise ValueError("no examples were given")
+    check_seed(seed)
     chosen = _ways(permutations, draws)
     options = {"by": by, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     pictures = {example.cluster or example.id: example for example in reversed(examples)}  # the first of each
@@ -168,7 +171,13 @@ def _ignoring_the_example(way: Callable[[ways.Grid, np.random.Generator], Int[np
 
 
 def _of_ones_own(name: str, way: Way, spans: Spans, example: Example, generator: np.random.Generator) -> Int[Tensor, " token"]:
-    return torch.as_tensor(np.array(way(_grid(name, spans), generator, example)))
+    order = np.array(way(_grid(name, spans), generator, example))
+    n = len(spans.vision)
+    if order.dtype.kind not in "iu" or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
+        raise ValueError(
+            f"permutation {name!r} gave example {example.id!r} no permutation of its {n} tokens: {order.tolist()!r:.60}"
+        )
+    return torch.as_tensor(order.astype(np.int64))
 
 
 def _of_objects(name: str, spans: Spans, example: Example, generator: np.random.Generator) -> Int[Tensor, " token"]:
@@ -207,7 +216,7 @@ def _planned(
     for name, drawer, draws in chosen:
         for draw in range(draws):
             if drawer is None:
-                orders = _permutations([len(one.vision) for one in spans], seed * 1000 + draw)
+                orders = _permutations([len(one.vision) for one in spans], (seed * 1000 + draw) % SEEDS)
             else:
                 orders = [
                     drawer(one, example, np.random.default_rng([seed, draw, zlib.crc32(f"{name} {cluster}".encode())]))
@@ -222,7 +231,7 @@ def _permutations(lengths: list[int], seed: int) -> list[Int[Tensor, " token"]]:
     """One full shuffle for every picture, drawn in the order of the pictures; needs no grid."""
     if len(set(lengths)) == 1:
         return list(random_permutations(lengths[0], len(lengths), seed))
-    return [random_permutations(n, 1, seed * 100_003 + i)[0] for i, n in enumerate(lengths)]
+    return [random_permutations(n, 1, (seed * 100_003 + i) % SEEDS)[0] for i, n in enumerate(lengths)]
 
 
 def _moved(order: Int[Tensor, " token"], grid: ways.Grid | None) -> float:
