@@ -63,7 +63,7 @@ def test_turning_equals_embedding_at_the_other_position(kind, place, delta):
     places = torch.tensor([[place, place + 1, place + 7]])
     _, here = apply_rotary_pos_emb(keys, keys, *embedding(keys, places))
     _, there = apply_rotary_pos_emb(keys, keys, *embedding(keys, places + delta))
-    turned = rotary_of(embedding, attention, 32).rotate(here, delta)
+    turned = rotary_of(embedding, attention).rotate(here, delta)
     assert torch.allclose(turned, there, atol=2e-5)
     assert kind != "yarn" or embedding.attention_scaling > 1.05  # so that dividing it out matters
 
@@ -77,14 +77,14 @@ def test_turning_along_one_axis_of_several(kind, place, delta, axis):
     move = torch.full((3,), delta) if axis == 3 else delta * torch.eye(3)[axis]
     _, here = apply(keys, keys, *embedding(keys, places))
     _, there = apply(keys, keys, *embedding(keys, places + move[:, None, None]))
-    turned = rotary_of(embedding, attention, 32).rotate(here, delta, (*AXES, "all")[axis])
+    turned = rotary_of(embedding, attention).rotate(here, delta, (*AXES, "all")[axis])
     assert torch.allclose(turned, there, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
 def test_every_pair_follows_one_axis_and_the_rest_does_not_turn(kind):
     embedding, attention, _ = qwen(kind)
-    rotary = rotary_of(embedding, attention, 32)
+    rotary = rotary_of(embedding, attention)
     assert ((rotary.frequencies > 0).sum(0) == 1).all()
     assert torch.equal(rotary.frequencies.sum(0), embedding.inv_freq.double())
     counts = (rotary.frequencies > 0).sum(1).tolist()
@@ -99,7 +99,7 @@ def test_every_pair_follows_one_axis_and_the_rest_does_not_turn(kind):
 @given(kind=st.sampled_from(["qwen2_vl", "qwen3_5"]), axis=st.sampled_from(["all", *AXES]), seed=st.integers(0, 99))
 def test_the_derivative_is_the_limit_of_turning(kind, axis, seed):
     embedding, attention, _ = qwen(kind)
-    rotary, keys = rotary_of(embedding, attention, 32), vectors(seed).double()
+    rotary, keys = rotary_of(embedding, attention), vectors(seed).double()
     step = 1e-5
     slope = (rotary.rotate(keys, step, axis) - rotary.rotate(keys, -step, axis)) / (2 * step)
     assert torch.allclose(rotary.derivative(keys, axis), slope, atol=1e-9)
@@ -108,14 +108,16 @@ def test_the_derivative_is_the_limit_of_turning(kind, axis, seed):
 def test_embeddings_that_cannot_be_read_are_refused():
     growing = {"factor": 2.0, "original_max_position_embeddings": 64}
     with pytest.raises(ValueError, match=r"'dynamic' turns by frequencies that change"):
-        rotary_of(*llama("dynamic", **growing), 32)
+        rotary_of(*llama("dynamic", **growing))
     with pytest.raises(ValueError, match="'longrope'"):
-        rotary_of(*llama("longrope", **growing, short_factor=[1.0] * 16, long_factor=[2.0] * 16), 32)
+        rotary_of(*llama("longrope", **growing, short_factor=[1.0] * 16, long_factor=[2.0] * 16))
     interleaved = CohereConfig(**SMALL)
     with pytest.raises(ValueError, match=r"CohereRotaryEmbedding: .* differs by .* from what the model does"):
-        rotary_of(CohereRotaryEmbedding(interleaved), CohereAttention(interleaved, 0), 32)
+        rotary_of(CohereRotaryEmbedding(interleaved), CohereAttention(interleaved, 0))
     with pytest.raises(ValueError, match=r"Identity: .* cannot be read"):
-        rotary_of(nn.Identity(), llama("default")[1], 32)
+        rotary_of(nn.Identity(), llama("default")[1])
+    with pytest.raises(ValueError, match="has no rotary embedding"):
+        rotary_of(None, llama("default")[1])
 
 
 @pytest.fixture(scope="module")

@@ -125,11 +125,11 @@ class Family:
         Raises ValueError for an embedding that cannot be read or is not what it seems.
         """
         attention = next(found for layer in self.part(model, "layers") if (found := self.attention(layer)) is not None)
-        return rotary_of(self.decoder(model).rotary_emb, attention, attention.head_dim)
+        return rotary_of(getattr(self.decoder(model), "rotary_emb", None), attention)
 
     def position_axes(self, model: nn.Module) -> tuple[str, ...]:
         """The names of the axes of the position ids; empty where they are plain counts."""
-        return axes_of(self.decoder(model).rotary_emb)
+        return axes_of(getattr(self.decoder(model), "rotary_emb", None))
 
     # Pictures and tokens
     def image_token_id(self, model: nn.Module) -> int:

@@ -71,18 +71,22 @@ class Rotary:
         return torch.cat([first * cos - second * sin, first * sin + second * cos, rest * keep], dim=-1)
 
 
-def rotary_of(embedding: nn.Module, attention: nn.Module, size: int) -> Rotary:
+def rotary_of(embedding: nn.Module | None, attention: nn.Module) -> Rotary:
     """Read the rotation from a model's rotary embedding and from the module that its attention is written in.
 
-    size: of a head. The embedding's scaling of queries and keys (YaRN's) is theirs already and is divided out.
-    Raises ValueError where the rotation is not that of fixed frequencies in half-split pairs, as found by turning random vectors
-    with the model's own functions.
+    The embedding's scaling of queries and keys (YaRN's) is theirs already and is divided out.
+    Raises ValueError where there is no rotary embedding, or the rotation is not that of fixed frequencies in half-split pairs, as
+    found by turning random vectors with the model's own functions.
     """
+    if embedding is None:
+        raise ValueError("the language model has no rotary embedding (rotary_emb): its positions do not turn queries and keys")
     kind = type(embedding).__name__
     rope_type = getattr(embedding, "rope_type", None)
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    if not isinstance(getattr(embedding, "inv_freq", None), Tensor) or apply is None:
-        raise ValueError(f"{kind}: a rotary embedding of this kind cannot be read (inv_freq and apply_rotary_pos_emb are needed)")
+    size = getattr(attention, "head_dim", None)
+    if not isinstance(getattr(embedding, "inv_freq", None), Tensor) or apply is None or size is None:
+        needed = "inv_freq, and of its attention head_dim and apply_rotary_pos_emb"
+        raise ValueError(f"{kind}: a rotary embedding of this kind cannot be read; {needed} are needed")
     if rope_type in GROWING:
         raise ValueError(f"{kind}: rope type {rope_type!r} turns by frequencies that change with the length of the prompt")
     frequencies = embedding.inv_freq.detach().cpu().double()
@@ -95,7 +99,7 @@ def rotary_of(embedding: nn.Module, attention: nn.Module, size: int) -> Rotary:
     return rotary
 
 
-def axes_of(embedding: nn.Module) -> tuple[str, ...]:
+def axes_of(embedding: nn.Module | None) -> tuple[str, ...]:
     """The names of the axes along which an embedding takes positions; empty where they are plain counts."""
     return AXES if hasattr(embedding, "mrope_section") else ()
 
