@@ -101,8 +101,12 @@ def shown_scenes(count=3, text="Q: what color is the circle ?\nA: red"):
 
 
 def attention_shares():
-    rows = [("with system prompt", "system", 0.7), ("with system prompt", "vision", 0.22), ("with system prompt", "user", 0.08)]
-    rows += [("vision vs user", "vision", 0.74), ("vision vs user", "user", 0.26)]
+    rows = [
+        ("system, vision and user", "system", 0.7),
+        ("system, vision and user", "vision", 0.22),
+        ("system, vision and user", "user", 0.08),
+    ]
+    rows += [("vision and user", "vision", 0.74), ("vision and user", "user", 0.26)]
     frame = pd.DataFrame(rows, columns=["comparison", "group", "share"])
     frame = frame.assign(low=frame["share"] - 0.03, high=frame["share"] + 0.03)
     return pd.concat([frame.assign(model="lab-llava"), frame.assign(model="+ Normalize + Multilayer")], ignore_index=True)

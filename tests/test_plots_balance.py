@@ -51,13 +51,13 @@ def test_shares_are_legible(width, models):
 def test_a_prompt_without_system_has_no_part_for_it():
     frame = attention_shares().query("model == 'lab-llava'")
     frame.loc[frame["group"] == "system", ["share", "low", "high"]] = 0.0
-    frame.loc[(frame["comparison"] == "with system prompt") & (frame["group"] == "vision"), "share"] = 0.92
+    frame.loc[(frame["comparison"] == "system, vision and user") & (frame["group"] == "vision"), "share"] = 0.92
     ax = balance.shares(frame).axes[0]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.92, 0.08])
 
 
 def test_shares_refuse_what_is_no_division():
-    with pytest.raises(ValueError, match=r"the shares of \('with system prompt', 'lab-llava'\) sum to 1.1"):
+    with pytest.raises(ValueError, match=r"the shares of \('system, vision and user', 'lab-llava'\) sum to 1.1"):
         balance.shares(attention_shares().assign(share=lambda rows: rows["share"] + 0.1 * (rows.index == 0)))
     with pytest.raises(ValueError, match="'system' of 'lab-llava' stands twice"):
         balance.shares(pd.concat([attention_shares(), attention_shares()]))

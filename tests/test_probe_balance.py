@@ -273,10 +273,10 @@ def test_summaries_are_means_over_examples_with_pictures_resampled(frame):
     shares, balances = balance.shares(frame), balance.cmb(frame)
     summary = balance.shares_summary(shares).set_index(["comparison", "group"])
     for group in ("system", "vision", "user"):
-        row = summary.loc[("with system prompt", group)]
+        row = summary.loc[("system, vision and user", group)]
         assert row["share"] == pytest.approx(shares[group].mean()) and row["low"] <= row["share"] <= row["high"]
         assert row["n"] == 5 and row["clusters"] == 3
-    assert summary.loc[("vision vs user", "user"), "share"] == pytest.approx(1 - shares["vision_vs_user"].mean())
+    assert summary.loc[("vision and user", "user"), "share"] == pytest.approx(1 - shares["vision_vs_user"].mean())
     assert summary.groupby("comparison")["share"].sum().tolist() == pytest.approx([1, 1])
     heads = balance.cmb_summary(balances).set_index(["layer", "head"])
     assert len(heads) == 8
@@ -311,6 +311,17 @@ def test_a_template_without_system_prompt_says_so_and_has_no_share(tiny_llava_gr
     vlm.processor.chat_template = vlm.processor.chat_template.replace("{%- if text -%}{{ ' ' + text }}{%- endif -%}", "")
     with pytest.raises(PromptError, match="does not write the system prompt 'look'"):
         balance.measure(vlm, examples(2), system="look")
+
+
+def test_tables_of_two_models_are_not_mixed(frame):
+    both = pd.concat([frame.assign(model="a"), frame.assign(model="b")])
+    for summary in (balance.cmb, balance.shares):
+        with pytest.raises(ValueError, match="example 'e0', step 0, layer 0, head 0 stands twice: give the rows of one model"):
+            summary(both)
+    with pytest.raises(ValueError, match="example 'e0' stands twice"):
+        balance.shares_summary(pd.concat([balance.shares(frame)] * 2))
+    with pytest.raises(ValueError, match="example 'e0', layer 0, head 0 stands twice"):
+        balance.cmb_summary(pd.concat([balance.cmb(frame)] * 2))
 
 
 def test_unknown_choices_are_refused(frame):

@@ -197,6 +197,8 @@ def test_a_mean_map_weighs_layers_by_what_they_see(vlm):
     found = grounding.mean_map(frame)
     assert found["weight"].tolist() == pytest.approx([0.6, 0.4]) and found["seen"].tolist() == pytest.approx([0.5, 0.5])
     assert found["scaled"].tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="a cell of a map stands twice"):
+        grounding.mean_map(pd.concat([frame, frame]))
     flat = grounding.mean_map(frame.assign(weight=0.5))
     assert flat["scaled"].tolist() == [0.0, 0.0] and grounding.entropy(flat)["entropy"].tolist() == pytest.approx([1.0])
     real = grounding.measure(vlm, examples(2), {"e0": ["circle"], "e1": ["what"]})

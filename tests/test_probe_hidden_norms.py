@@ -195,5 +195,8 @@ def test_bad_input_is_one_line(vlm, frame):
             hidden_norms.ratio(frame, text=text)
     with pytest.raises(ValueError, match="'e0' has no tokens of vision, or none of system"):
         hidden_norms.ratio(table([1.0, 1.0], [1.0, 1.0], [1.0, 1.0]), text=["system"])
+    for of in (hidden_norms.summary, hidden_norms.ratio, hidden_norms.decay):
+        with pytest.raises(ValueError, match="example 'e0', layer 0, site 'stream', group 'system' stands twice"):
+            of(pd.concat([frame, frame]))
     with pytest.raises(ValueError, match=r"decay compares layer 0 with the last; the table has \[1, 2\]"):
         hidden_norms.decay(frame[frame["layer"] > 0])

@@ -24,7 +24,7 @@ BETWEEN = LinearSegmentedColormap.from_list("text-vision", ["#5E1F49", COLOURS["
 def shares(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """Stacked bars of attention shares, one panel for each comparison, one bar for each model.
 
-    Columns: comparison (heads a panel, such as "with system prompt"), group ("system", "vision", "user"), share, low, high (in
+    Columns: comparison (heads a panel, such as "vision and user"), group ("system", "vision", "user"), share, low, high (in
     [0, 1]; the shares of a bar sum to 1). Optional: model (text). A thin line at the end of each part but the last is that part's
     95% interval. A part of share 0 is not there and not drawn. Raises ValueError for a missing column, a group that stands twice,
     or a bar that does not sum to 1.

@@ -86,9 +86,11 @@ def cmb(frame: pd.DataFrame, text: Sequence[str] = TEXT) -> pd.DataFrame:
     """Cross-modality balance (Beyond Semantics): [example, cluster, layer, head, cmb], from a table of `measure`.
 
     cmb: vision / max(vision + text, 1e-8), of raw attention, averaged over the decode steps: 1 looks at the picture alone, 0 at
-    the text alone; bos, system prompt and generated tokens count as neither. text: the groups that are text.
+    the text alone; bos, system prompt and generated tokens count as neither. text: the groups that are text. Raises ValueError
+    for an unknown group and for rows of several models or prompts in one table.
     """
     _check_text(text)
+    _check_once(frame, ["example", "step", "layer", "head"])
     read = frame[list(text)].sum(axis=1)
     share = frame["vision"] / np.maximum(frame["vision"] + read, FLOOR)
     by = ["example", "cluster", "layer", "head"]
@@ -97,6 +99,7 @@ def cmb(frame: pd.DataFrame, text: Sequence[str] = TEXT) -> pd.DataFrame:
 
 def cmb_summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """[layer, head, cmb, low, high, n, clusters]: means over the examples of a table of `cmb`, pictures resampled."""
+    _check_once(frame, ["example", "layer", "head"])
     rows = []
     for (layer, head), part in frame.groupby(["layer", "head"], sort=True):
         found = bootstrap(part["cmb"].to_numpy(), part["cluster"].to_numpy(), seed=seed)
@@ -119,13 +122,14 @@ def shares(
     steps of v / (v + t), as if there were no system prompt. system: the mean of y / (v + t + y).
     definition: "corrected" has vision and user as means of v / (v + t + y) and t / (v + t + y); "as_published" multiplies means,
     vision = vision_vs_user x (1 - system), which leaves out how the two go together over the steps. Both sum to 1.
-    Raises ValueError for an unknown choice.
+    Raises ValueError for an unknown choice and for rows of several models or prompts in one table.
     """
     if definition not in ("corrected", "as_published"):
         raise ValueError(f"definition={definition!r} is unknown; 'corrected' or 'as_published'")
     if bos not in ("drop", "keep"):
         raise ValueError(f"bos={bos!r} is unknown; 'drop' or 'keep'")
     _check_text(text)
+    _check_once(frame, ["example", "step", "layer", "head"])
     by = ["example", "cluster", "step"]
     heads = frame.groupby([*by, "layer"], sort=False)[list(GROUPS)].mean()
     if bos == "drop":
@@ -145,12 +149,13 @@ def shares(
 def shares_summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Means of a table of `shares` over pictures: [comparison, group, share, low, high, n, clusters].
 
-    comparison: "with system prompt" (system, vision and user) or "vision vs user". Pictures are resampled.
+    comparison: "system, vision and user", or "vision and user" alone. Pictures are resampled.
     """
+    _check_once(frame, ["example"])
     clusters = frame["cluster"].to_numpy()
-    columns = {("with system prompt", group): frame[group] for group in ("system", "vision", "user")}
-    columns["vision vs user", "vision"] = frame["vision_vs_user"]
-    columns["vision vs user", "user"] = 1 - frame["vision_vs_user"]
+    columns = {("system, vision and user", group): frame[group] for group in ("system", "vision", "user")}
+    columns["vision and user", "vision"] = frame["vision_vs_user"]
+    columns["vision and user", "user"] = 1 - frame["vision_vs_user"]
     rows = []
     for (comparison, group), values in columns.items():
         found = bootstrap(values.to_numpy().clip(0, 1), clusters, seed=seed)
@@ -160,6 +165,12 @@ def shares_summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def _interval(found) -> dict[str, float]:
     return {"low": found.low, "high": found.high, "n": found.n, "clusters": found.clusters}
+
+
+def _check_once(frame: pd.DataFrame, by: list[str]) -> None:
+    if (twice := frame.duplicated(by)).any():
+        which = ", ".join(f"{name} {value!r}" for name, value in frame.loc[twice, by].iloc[0].to_dict().items())
+        raise ValueError(f"{which} stands twice: give the rows of one model and one prompt")
 
 
 def _check_text(text: Sequence[str]) -> None:

@@ -140,8 +140,10 @@ def mean_map(frame: pd.DataFrame) -> pd.DataFrame:
 
     weight: the mean over layers of the attention on the cell, divided by that on all cells (sums to 1; a layer that looks at the
     picture more weighs more); seen: the mean over layers; scaled: the weights stretched to 0..1, (w - min) / (max - min), all 0
-    for a flat map.
+    for a flat map. Raises ValueError for maps of several models or rows in one table.
     """
+    if frame.duplicated(["example", "word", "layer", "row", "col"]).any():
+        raise ValueError("a cell of a map stands twice: give the maps of one model, and of one row")
     by = [name for name in ("example", "cluster", "word", "row", "col", *FRAME) if name in frame.columns]
     raw = frame.assign(raw=frame["weight"] * frame["seen"]).groupby(by, sort=False, as_index=False)[["raw", "seen"]].mean()
     panels = raw.groupby(["example", "word"], sort=False)["raw"]

@@ -85,8 +85,9 @@ def _norms(hidden: Float[torch.Tensor, "example row width"], root: bool) -> Floa
 def summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Means over the examples of a table of `measure`: [layer, site, group, norm, low, high, n, clusters].
 
-    Pictures are resampled. Groups without tokens are left out.
+    Pictures are resampled. Groups without tokens are left out. Raises ValueError for rows of several models in one table.
     """
+    _check_once(frame)
     rows = []
     there = frame.dropna(subset="norm")
     for (layer, site, group), part in there.groupby(["layer", "site", "group"], sort=False):
@@ -141,6 +142,7 @@ def _vision_and_text(frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     if isinstance(text, str) or not text or not set(text) <= set(GROUPS) - {"vision"}:
         legal = ", ".join(repr(group) for group in GROUPS if group != "vision")
         raise ValueError(f"text={text!r} is no set of groups of text; any of {legal}")
+    _check_once(frame)
     by = ["example", "cluster", "layer", "site"]
     vision = frame[frame["group"] == "vision"].set_index(by)["norm"]
     words = frame[frame["group"].isin(text) & (frame["tokens"] > 0)]
@@ -149,6 +151,13 @@ def _vision_and_text(frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     if len(missing := found[found[["vision", "text"]].isna().any(axis=1)]):
         raise ValueError(f"example {missing['example'].iloc[0]!r} has no tokens of vision, or none of {' and '.join(text)}")
     return found
+
+
+def _check_once(frame: pd.DataFrame) -> None:
+    by = ["example", "layer", "site", "group"]
+    if (twice := frame.duplicated(by)).any():
+        which = ", ".join(f"{name} {value!r}" for name, value in frame.loc[twice, by].iloc[0].to_dict().items())
+        raise ValueError(f"{which} stands twice: give the rows of one model and one prompt")
 
 
 def _interval(found: Interval) -> dict[str, float]:
