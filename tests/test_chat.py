@@ -172,3 +172,19 @@ def test_through_a_real_pipe(tiny_llava, vlm, image_file):
     empty = "user: \n[an empty question: type one, or exit]\n"
     assert done.stdout == f"user: {COLOUR}\nassistant: {first}\n{empty}user: {PLACE}\nassistant: {second}\nuser: \n"
     assert "Traceback" not in done.stderr
+
+
+def test_a_question_that_is_not_utf8_is_answered_and_the_chat_goes_on(tiny_llava, vlm, image_file):
+    environment = {**os.environ, "PYTHONPATH": str(Path(spatialprobes.__file__).parents[1]), "PYTHONUTF8": "1"}
+    words = ["chat", "--model", str(tiny_llava), "--image-file", image_file, "--max-new-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "spatialprobes", *words],
+        input=b"red \xff\xfe ?\n" + COLOUR.encode(),
+        capture_output=True,
+        env=environment,
+        timeout=120,
+    )
+    shown = done.stdout.decode()
+    assert done.returncode == 0, done.stderr
+    assert "user: red \ufffd\ufffd ?\n" in shown
+    assert f"user: {COLOUR}\nassistant: {asked(vlm, COLOUR, max_new_tokens=4)}\n" in shown

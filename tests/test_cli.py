@@ -175,6 +175,30 @@ def test_lab_trains_the_seeds_asked_for(tmp_path, monkeypatch):
     assert asked[1][0][0] == (0, 1, 2) and asked[1][1] == {"again": True}
 
 
+def test_a_failed_run_is_told_also_where_the_gallery_cannot_be_written(root, monkeypatch):
+    from spatialprobes import gallery
+
+    def refuse(root):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(gallery, "build", refuse)
+    monkeypatch.setattr(execute, "execute_due", lambda names, root, *rest: __import__("spatialprobes.due").due.statuses(root))
+    result = call("figures")
+    assert result.exit_code == 1
+    assert "NOT COMPLETE one: no results yet" in result.stderr and "Read-only file system" in result.stderr
+    assert "0 of 1 runs complete." in result.stdout
+
+
+def test_lab_says_at_once_that_a_file_is_no_folder(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spatialprobes.lab", None)  # nothing may be trained, or even imported
+    (root / "taken").write_text("x")
+    for out in ("taken", "taken/models"):
+        result = call("lab", "--out", out)
+        (line,) = result.stderr.splitlines()
+        assert result.exit_code == 2 and f"--out '{out}' is no folder" in line
+    assert call("lab", "--seed", "-1").exit_code == 2
+
+
 def test_redraw_and_gallery_work_where_torch_cannot_be_imported(root):
     for command in ("redraw", "gallery"):
         code = f"import sys; sys.modules['torch'] = None; sys.argv[1:] = ['{command}']; from spatialprobes.cli import app; app()"

@@ -43,6 +43,34 @@ def test_complete_needs_record_and_marker(root):
     assert due.statuses(root)["a"].state == "missing"
 
 
+def test_a_run_whose_files_are_gone_is_not_complete(root):
+    pretend_complete(root, "a")
+    table = root / "data" / "runs" / "a" / "tables" / "x.parquet"
+    table.parent.mkdir()
+    table.write_text("x")
+    record = json.loads((root / "data/runs/a/run.json").read_text()) | {
+        "files": ["data/runs/a/tables/x.parquet", "figures/a/x.png"]
+    }
+    (root / "data/runs/a/run.json").write_text(json.dumps(record))
+    assert due.statuses(root)["a"].why == "1 of its files are gone, such as figures/a/x.png"
+    (root / "figures" / "a").mkdir(parents=True)
+    (root / "figures" / "a" / "x.png").write_text("x")
+    assert due.statuses(root)["a"].state == "complete"
+    table.unlink()
+    assert due.statuses(root)["a"].state == "stale"
+
+
+def test_a_run_says_which_of_its_needs_failed(root):
+    found = due.statuses(root)
+    assert found["a"].why == "no results yet" and found["b"].why == "no results yet"
+    left = root / "data" / "runs" / "a" / "failed"
+    left.mkdir(parents=True)
+    (left / "failed.json").write_text(json.dumps({"hash": found["a"].hash, "parts": found["a"].parts, "error": "no"}))
+    assert due.statuses(root)["b"].why == "no results yet; it needs a, which failed"
+    pretend_complete(root, "b")
+    assert due.statuses(root)["b"].state == "complete"
+
+
 LIBRARY, LAB = "lib/spatialprobes/toy.py", "data/lab/lab-toy"
 TWIN = WRITE.replace("x.txt", "y.txt")
 

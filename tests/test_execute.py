@@ -92,6 +92,20 @@ def test_what_is_complete_is_not_run_again(ran):
     assert (root / "data" / "runs" / "second" / "run.json").stat().st_mtime_ns == stamp
 
 
+def test_lost_files_are_noticed_and_made_again(tmp_path):
+    root = checkout(tmp_path, "- {name: one, suite: lab, notebook: toy}\n")
+    execute("one", root)
+    record = json.loads((root / "data/runs/one/run.json").read_text())
+    assert record["files"] == [f"data/runs/one/{name}" for name in ("tables/x.txt", "toy.html", "toy.ipynb")] + [
+        "figures/one/x.png"
+    ]
+    for lost in ("figures/one/x.png", "data/runs/one/tables/x.txt"):
+        (root / lost).unlink()
+        assert due.statuses(root)["one"].state == "stale"
+        assert execute_due(["one"], root)["one"].state == "complete"
+        assert (root / lost).is_file()
+
+
 def test_a_lost_marker_is_restored_without_running(ran):
     root, _ = ran
     status = due.statuses(root)["first"]

@@ -110,6 +110,23 @@ def test_what_is_no_plan_at_all_is_one_fault(tmp_path, text, expected):
     assert fault.startswith(expected)
 
 
+@pytest.mark.parametrize("opened", ["[", "{a: "])
+def test_a_plan_nested_too_deeply_is_one_fault_with_its_line(tmp_path, opened):
+    text = "- name: a\n  suite: lab\n  notebook: toy\n  parameters:\n    heads: "
+    (fault,) = faults(tmp_path, text + opened * 5000)
+    assert fault.startswith("papermill_runs.yaml:5: nested more than 20 deep")
+
+
+def test_a_seed_that_is_none_is_a_fault_of_its_line(tmp_path):
+    checkout(tmp_path, "")
+    from toy import PARAMETERS, notebook
+
+    notebook(tmp_path / "notebooks" / "toy.ipynb", parameters=PARAMETERS + "seed: int = 0  # of what is drawn\n")
+    (tmp_path / "papermill_runs.yaml").write_text("- name: a\n  suite: lab\n  notebook: toy\n  parameters:\n    seed: -3\n")
+    with pytest.raises(runs.PlanError, match=r"papermill_runs.yaml:5: toy: seed: -3 is no seed"):
+        runs.load(tmp_path)
+
+
 def test_lines_are_those_of_the_faulty_values(tmp_path):
     found = faults(
         tmp_path,

@@ -148,6 +148,18 @@ def test_generate_leaves_the_random_state_alone(vlm):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(vlm, temperature):
+    with pytest.raises(ValueError, match=f"temperature={temperature}"):
+        vlm.generate(examples(1), temperature=temperature)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing_is_refused(vlm, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
+        vlm.vision_features(examples(2), batch_size=batch_size)
+
+
 # Loading
 
 

@@ -7,6 +7,8 @@ Knows no family; the command is `spatialprobes chat`.
 from __future__ import annotations
 
 import difflib
+import io
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from transformers import TextStreamer
 
 from spatialprobes.examples import Example
 from spatialprobes.intervene import intervene, random_permutations
+from spatialprobes.seeds import SEEDS, check_seed
 from spatialprobes.vlm import VLM, PromptError
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ def converse(
     positions run out. history: earlier turns stand before a question, until they no longer fit, and then from there on anew.
     What can't be asked (an empty question, one that is too long) is said, and the next one is taken.
     """
+    check_seed(seed)
     said: list[tuple[str, str]] = []
     earlier: list[tuple[str, str]] = []
     with ExitStack() as stack:
@@ -58,7 +62,7 @@ def converse(
                 continue
             if unknown := unknown_words(vlm.tokenizer, question):
                 write(f"[the model does not know: {', '.join(unknown)}]\n")
-            options = {"temperature": temperature, "seed": seed + len(said), "max_new_tokens": max_new_tokens}
+            options = {"temperature": temperature, "seed": (seed + len(said)) % SEEDS, "max_new_tokens": max_new_tokens}
             for context in [earlier, []] if earlier else [[]]:
                 try:
                     answer = _reply(vlm, picture, question, context, write, **options)
@@ -72,7 +76,12 @@ def converse(
 
 
 def typed(echo: bool) -> Iterator[str]:
-    """Questions from the terminal or a pipe, until it ends. echo: repeat each, for a pipe's questions are not seen."""
+    """Questions from the terminal or a pipe, until it ends; what is not UTF-8 in one is shown as U+FFFD.
+
+    echo: repeat each, for a pipe's questions are not seen.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             question = input("user: ")

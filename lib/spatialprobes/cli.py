@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .seeds import SEEDS
+
 
 class OneLineErrors(TyperGroup):
     """Shows whatever goes wrong in a command as one line and exits with 2; with `--debug`, as Python does."""
@@ -45,6 +47,7 @@ Only = Annotated[
     str, typer.Option(help="Only runs whose names match this glob, as 'swap-*', and what they need.", show_default="all")
 ]
 OFF = {"show_default": "off"}
+SEED = {"min": 0, "max": SEEDS - 1}
 
 
 @app.callback()
@@ -86,13 +89,19 @@ def figures(
         from .execute import execute_due
 
         found = execute_due(names, root, jobs, profile, keep_going)
-    page = _gallery(root)
     failed = [name for name in names if found[name].state != "complete"]
     for name in failed:
         log = paths.run_folder(name, root) / "failed" / "log.txt"
         where = f" (log: {log.relative_to(root)})" if found[name].state == "failed" else ""
         typer.echo(f"NOT COMPLETE {name}: {found[name].why}{where}", err=True)
-    typer.echo(f"{len(names) - len(failed)} of {len(names)} runs complete. Gallery: {page}")
+    done = f"{len(names) - len(failed)} of {len(names)} runs complete."
+    try:
+        done += f" Gallery: {_gallery(root)}"
+    except OSError as error:
+        if not failed:
+            raise
+        typer.echo(f"spatialprobes: the gallery can't be written: {error}", err=True)
+    typer.echo(done)
     if failed:
         raise typer.Exit(1)
 
@@ -181,16 +190,22 @@ def readme() -> None:
 
 @app.command()
 def lab(
-    seed: Annotated[list[int], typer.Option(help="Seed of lab-llava; repeat the option for several.")] = [0, 1, 2],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(**SEED, help="Seed of lab-llava; repeat it for several.")] = [0, 1, 2],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder for the models.", show_default="data/lab")] = "",
     again: Annotated[bool, typer.Option("--again", help="Also models that are there already.", **OFF)] = False,
 ) -> None:
     """Train the lab's models that are missing, from nothing; goes on where it was stopped, uses a GPU when there is one."""
     from . import paths
+
+    folder = Path(out) if out else paths.lab_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # before hours of training, not after
+        raise ValueError(f"--out {str(folder)!r} is no folder and can't become one: {error.strerror}") from error
     from .lab import train_zoo
 
-    for folder in train_zoo(tuple(seed), Path(out) if out else paths.lab_folder(), again=again):
-        typer.echo(str(folder))
+    for made in train_zoo(tuple(seed), folder, again=again):
+        typer.echo(str(made))
 
 
 @app.command()
@@ -207,7 +222,7 @@ def chat(
     ] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest word; above 0 words are drawn.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the permutation and of drawn words.")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="Of the permutation and of drawn words.")] = 0,
     history: Annotated[
         bool, typer.Option("--history", help="Keep earlier turns in the prompt (lab models know single turns only).", **OFF)
     ] = False,

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def statuses(root: Path | None = None, plan: Mapping[str, Run] | None = None) ->
     common = {"library": library_parts(root), "packages": _packages(root / "requirements.lock")}
     common["samples"] = _tree(root / "data" / "samples")
     found: dict[str, Status] = {}
+    failed: dict[str, list[str]] = {}  # for each run, the failed ones that it waits for, or itself
     for name in select(plan) if plan else []:
         run = plan[name]
         notebook = root / "notebooks" / f"{run.notebook}.ipynb"
@@ -54,12 +55,22 @@ def statuses(root: Path | None = None, plan: Mapping[str, Run] | None = None) ->
             **common,
         }
         found[name] = _status(root, run, parts)
+        failed[name] = list(dict.fromkeys(one for need in run.needs for one in failed[need]))
+        if found[name].state == "failed":
+            failed[name] = [name]
+        elif found[name].state != "complete" and failed[name]:
+            found[name] = replace(found[name], why=f"{found[name].why}; it needs {', '.join(failed[name])}, which failed")
     return {name: found[name] for name in plan}
 
 
 def complete_marker(name: str, hash: str, root: Path) -> Path:
     """The file whose presence says, to Snakemake, that the run was completed with this hash."""
     return paths.run_folder(name, root) / f".complete-{hash}"
+
+
+def files_gone(record: Mapping[str, Any], root: Path) -> list[str]:
+    """Files that a run left, by its record, and that are there no more: paths from the root."""
+    return [name for name in record.get("files", []) if not (root / name).is_file()]
 
 
 def library_parts(root: Path) -> dict[str, str]:
@@ -89,7 +100,8 @@ def _status(root: Path, run: Run, parts: dict[str, Any]) -> Status:
     hash = _digest(parts)
     folder = paths.run_folder(run.name, root)
     done, failed = _record(folder / "run.json"), _record(folder / "failed" / "failed.json")
-    if done.get("hash") == hash and complete_marker(run.name, hash, root).exists():
+    gone = files_gone(done, root)
+    if done.get("hash") == hash and not gone and complete_marker(run.name, hash, root).exists():
         return Status(run, "complete", hash, parts)
     if failed.get("hash") == hash:
         return Status(run, "failed", hash, parts, f"last attempt failed: {failed.get('error', 'no reason recorded')}")
@@ -98,7 +110,9 @@ def _status(root: Path, run: Run, parts: dict[str, Any]) -> Status:
             run, "failed", hash, parts, f"last attempt failed, since then {_difference(failed.get('parts', {}), parts)}"
         )
     if done:
-        return Status(run, "stale", hash, parts, _difference(done.get("parts", {}), parts) or "its completion marker is gone")
+        why = _difference(done.get("parts", {}), parts)
+        lost = f"{len(gone)} of its files are gone, such as {gone[0]}" if gone else "its completion marker is gone"
+        return Status(run, "stale", hash, parts, why or lost)
     return Status(run, "missing", hash, parts, "no results yet")
 
 

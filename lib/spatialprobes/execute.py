@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import paths
-from .due import Status, complete_marker, statuses
+from .due import Status, complete_marker, files_gone, statuses
 from .params import nearest
 from .runs import load
 
@@ -94,6 +94,8 @@ def execute_due(
     command += ["--profile", str(folder), *at_once]
     command += ["--keep-going"] if keep_going else []
     command += ["--", *(str(complete_marker(name, before[name].hash, root).relative_to(root)) for name in due)]
+    for name in due:  # a marker of results that were lost since would tell Snakemake that there is nothing to do
+        complete_marker(name, before[name].hash, root).unlink(missing_ok=True)
     with _locked(root / "data" / "runs" / ".lock"):
         subprocess.run(command, cwd=root, check=False)
     after = statuses(root)
@@ -111,7 +113,7 @@ def _already_complete(status: Status, root: Path) -> bool:
         record = json.loads((paths.run_folder(status.run.name, root) / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
-    return record.get("hash") == status.hash
+    return record.get("hash") == status.hash and not files_gone(record, root)
 
 
 def _execute(status: Status, root: Path) -> None:
@@ -153,10 +155,17 @@ def _execute(status: Status, root: Path) -> None:
         "host": platform.node(),
         "papermill": importlib.metadata.version("papermill"),
     }
+    record["files"] = _files(work, target, root) + _files(drawn, root / "figures" / run.name, root)
     _write_json(work / "run.json", record)
     (work / complete_marker(run.name, status.hash, root).name).touch()
     _replace(drawn, root / "figures" / run.name)
     _replace(work, target)
+
+
+def _files(folder: Path, final: Path, root: Path) -> list[str]:
+    """What stands in `folder`, by the paths from the root that it will have in `final`; logs aside, which say nothing new."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
+    return [(final.relative_to(root) / path).as_posix() for path in files]
 
 
 def _papermill(status: Status, work: Path, root: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spatialprobes.families import ALL, AXES, Edit, check_axis
+from spatialprobes.seeds import check_seed
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def carried(permutation: Permutations) -> Carried:
 
 
 def random_permutations(n: int, count: int, seed: int = 0) -> Int[Tensor, "permutation token"]:
-    """Seeded permutations of n tokens, for one picture each."""
-    generator = torch.Generator().manual_seed(seed)
+    """Seeded permutations of n tokens, for one picture each. Raises ValueError for what is no seed."""
+    generator = torch.Generator().manual_seed(check_seed(seed))
     return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
 
 

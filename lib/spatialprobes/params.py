@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from .seeds import SEEDS
+
 PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": None, "Any": Any}
 CONTAINERS = {"list": list, "dict": dict, "tuple": tuple, "set": set, "List": list, "Dict": dict, "Tuple": tuple}
 
@@ -56,6 +58,8 @@ class Parameter:
         except ValidationError as error:
             reasons = dict.fromkeys(entry["msg"].lower() for entry in error.errors())
             return f"{value!r} is not {self.annotation} ({'; '.join(reasons)}){nearest(value, literals(self.type))}"
+        if self.name == "seed" and isinstance(value, int) and not 0 <= value < SEEDS:
+            return f"{value!r} is no seed: whole numbers from 0 to {SEEDS - 1} are"
         if self.choices and value not in self.choices:
             return f"{value!r} is none of {', '.join(self.choices)}{nearest(value, self.choices)}"
         return None

@@ -21,6 +21,7 @@ SUITES = ("lab", "full")
 KEYS = {"name": str, "suite": str, "notebook": str, "parameters": dict, "needs": list, "resources": dict}
 REQUIRED = ("name", "suite", "notebook")
 KIND = {str: "text", dict: "a mapping", list: "a list"}
+DEEPEST = 20  # mappings and lists within one another
 AMOUNTS = {"gpu": 0, "mem_gb": 1e-3, "minutes": 1e-3}
 TAKEN = ("readme", "index.html")  # of figures/, where each run has a folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -61,7 +62,9 @@ def load(root: Path | None = None) -> dict[str, Run]:
     root = root or paths.root()
     file = root / paths.MARK
     try:
-        top = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
+        _check_depth(text)
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError as error:
         raise PlanError([f"{file}: not there. Runs are made in a clone of the repository: change into it"]) from error
     except UnicodeDecodeError as error:
@@ -111,6 +114,15 @@ def select(plan: Mapping[str, Run], suite: str = "", only: str = "") -> list[str
     for name in chosen:
         add(name)
     return list(order)
+
+
+def _check_depth(text: str) -> None:
+    """Raises PlanError for text nested too deeply for anything to read it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise PlanError([f"{_at(event.start_mark.line + 1)} nested more than {DEEPEST} deep; a run's values are plain"])
 
 
 class _Notebooks:

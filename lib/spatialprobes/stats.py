@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from spatialprobes.seeds import check_seed
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
 
@@ -162,7 +164,7 @@ def permutation_test(
     if m < 10_000:
         raise ValueError(f"m={m} relabellings are too few for a p-value; use at least 10,000")
     one, two = _column(first, "first", None), _column(second, "second", None if not paired else len(np.asarray(first)))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(check_seed(seed))
     if paired:
         codes, count = _codes(clusters, len(one))
         totals = np.bincount(codes, weights=one - two, minlength=count)
@@ -208,7 +210,7 @@ class _Resample:
         if n < 100:
             raise ValueError(f"n={n} resamples are too few for an interval; use at least 100 (2,000 is usual)")
         self.codes, self.count = _codes(clusters, rows)
-        self.rows, self.n, self.seed = rows, n, seed
+        self.rows, self.n, self.seed = rows, n, check_seed(seed)
         if self.count < 2:
             raise ValueError("one cluster says nothing about how clusters differ; at least 2 are needed")
 

@@ -5,6 +5,7 @@ Knows no family (`families/`), no probe, and writes nothing into the model: read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spatialprobes.families.proofs import prove
 from spatialprobes.images import open_image
 from spatialprobes.loading import ModelError
 from spatialprobes.prompts import Prompt, PromptError, check_template, default_system, render
+from spatialprobes.seeds import check_seed
 from spatialprobes.spans import Spans, find_spans
 
 if TYPE_CHECKING:
@@ -290,6 +292,9 @@ class VLM:
         batch: an encoded batch, or examples to encode with the default system prompt. options (`streamer`, `past_key_values`,
         ...) go to transformers' generate. Raises PromptError where prompt and new tokens exceed the model's positions.
         """
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature!r} is not 0 (the likeliest word) or a number above 0 (words are drawn)")
+        check_seed(seed)
         if not isinstance(batch, Batch):
             batch = self.encode(batch)
         length = batch.input_ids.shape[1]
@@ -323,6 +328,8 @@ class VLM:
 
         Needs no question.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         if self.by_row_interventions and len(examples) > batch_size:
             raise ValueError(f"one permutation per row holds for one batch: {len(examples)} examples, batch_size {batch_size}")
         features: list[Tensor] = []
