@@ -143,7 +143,11 @@ def _rows(path: Path) -> pd.DataFrame:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", errors="strict").splitlines(), 1):
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at separators inside an answer
         if not line.strip():
             continue
         try:
