@@ -34,15 +34,11 @@ class TowerRows:
         if at != "all" and (outside := [row for row in at if not 0 <= row < min(self.sizes)]):
             raise ValueError(f"tower_at: row {outside[0]} is not there; a picture has {min(self.sizes)} tokens in the tower")
         self.wanted = [torch.arange(size) if at == "all" else torch.tensor(list(at)) for size in self.sizes]
-        self.pictures: list[Float[Tensor, "head row key"]] = []
+        self.pictures: list[Float[Tensor, "head row key"]] = [torch.empty(0)] * len(self.sizes)
 
     def add(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> None:
         """One attention call: query, key, mask and scaling as in `attention_rows`."""
         call = next(self.calls)
-        if not self.pictures:
-            self.pictures = [
-                torch.zeros(query.shape[1], len(rows), size) for rows, size in zip(self.wanted, self.sizes, strict=True)
-            ]
         index, taken = [], []
         for picture, places in call:
             where = torch.full((self.sizes[picture],), -1)  # of each token of the picture in this call
@@ -55,6 +51,11 @@ class TowerRows:
         rows = pad_sequence(index, batch_first=True, padding_value=-1).to(query.device)
         found = attention_rows(query, key, mask, scaling, causal, rows).cpu()
         for (picture, places), rows_there, values in zip(call, taken, found, strict=True):
+            if torch.equal(places, torch.arange(self.sizes[picture])):  # whole and in order, as most are: nothing to place
+                self.pictures[picture] = values
+                continue
+            if not self.pictures[picture].numel():
+                self.pictures[picture] = values.new_zeros(len(values), len(self.wanted[picture]), self.sizes[picture])
             real = places >= 0
             self.pictures[picture][:, rows_there[:, None], places[real]] = values[:, : len(rows_there), real]
 
