@@ -112,7 +112,7 @@ def test_other_rows_equal_eager_attention_of_their_token(setting, row):
         for word in words[one.id]:
             place = places(tokens, one.question, word)[0] - (row == "emits")
             attention = maps[1][:, place].mean(0)
-            attention[[i for i, token in enumerate(tokens) if token == "<s>"]] = 0
+            attention[0] = 0
             expected = attention[vision]
             rows = panel(frame, one, word, 1)
             assert rows["seen"].iloc[0] == pytest.approx(float(expected.sum() / attention.sum()), rel=1e-4)
@@ -206,7 +206,7 @@ def test_a_mean_map_weighs_layers_by_what_they_see(vlm):
     assert grounding.mean_map(one_layer)["weight"].tolist() == pytest.approx(one_layer["weight"].tolist())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(2, 40), st.integers(1, 40), st.floats(0.05, 20))
 def test_entropy_is_one_for_a_flat_map_and_log_k_over_log_n_for_k_even_cells(n, k, spread):
     k = min(k, n)
@@ -274,7 +274,7 @@ def test_every_familys_maps_equal_eager_attention_on_wide_pictures(tiny_family, 
             grounding.measure(vlm, asked, wanted(asked), row=row)
         return
     reference = AutoModelForImageTextToText.from_pretrained(tiny_family, attn_implementation="eager", dtype=torch.float32).eval()
-    frame = grounding.measure(vlm, asked, wanted(asked), row=row)
+    frame = grounding.measure(vlm, asked, wanted(asked), row=row, bos="drop")
     layers = [1, 3] if vlm.family.model_type == "qwen3_5" else list(range(vlm.n_layers))  # linear ones have no map
     assert sorted(set(frame["layer"])) == layers
     for one in asked:
@@ -289,10 +289,12 @@ def test_every_familys_maps_equal_eager_attention_on_wide_pictures(tiny_family, 
             at = places(tokens, one.question, word)
             at = [at[0] - 1] if row == "emits" else at
             for layer, attention in zip(layers, maps, strict=True):
-                expected = attention[0][:, at][..., vision].double().mean((0, 1))
+                whole = attention[0][:, at].double().mean((0, 1))
+                expected = whole[vision]
                 rows = frame[(frame["example"] == one.id) & (frame["word"] == word) & (frame["layer"] == layer)]
                 assert (rows["row"] * grid[1] + rows["col"]).tolist() == list(range(grid[0] * grid[1]))
                 assert rows["weight"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=2e-3, abs=1e-6)
+                assert rows["seen"].iloc[0] == pytest.approx(float(expected.sum() / whole[1:].sum()), rel=1e-3)
     if vlm.family.model_type == "qwen3_5":
         with pytest.raises(ValueError, match=r"layer 0 has no attention map.*: 1, 3$"):
             grounding.measure(vlm, asked, wanted(asked), layers=[0])

@@ -21,7 +21,7 @@ from spatialprobes.stats import bootstrap
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 GROUPS = ("bos", "system", "vision", "user", "role", "generated")
 TEXT = ("user", "role")  # the study's user text: everything around picture and system prompt, turn markers included
@@ -43,8 +43,10 @@ def measure(
     Columns: example, cluster (the id where an example names none), step, layer (blocks from 0; those that have attention), head,
     and one for each of `GROUPS`: the share of the query's attention on those tokens; together they are 1. The query of step 0 is
     the prompt's last token, of step s the s-th generated one; step s decides on token s, and steps after the one that ends the
-    answer are left out. generated: tokens made so far, the query itself among them. A part that the prompt lacks (a template
-    without system prompt) has exactly 0. system: as in `VLM.encode`.
+    answer are left out. bos: the prompt's first token, which takes the attention that goes nowhere; where a family has no bos
+    token, the one that stands in its place (the study's column 0), and its own part goes without it. generated: tokens made so
+    far, the query itself among them. A part that the prompt lacks (a template without system prompt) has exactly 0. system: as
+    in `VLM.encode`.
     A batch holds its rows until they are summed: examples x steps x layers x heads x tokens x 4 bytes.
     Nothing is drawn: ``seed`` is there because every probe takes one. Raises ValueError without examples, for max_new_tokens or
     batch_size below 1 and for a layer without attention; PromptError for a system prompt that the template does not write.
@@ -75,9 +77,15 @@ def _table(example: Example, spans: Spans, steps: list[Step], i: int) -> pd.Data
     return pd.DataFrame({**labels, **places, **dict(zip(GROUPS, found.reshape(-1, len(GROUPS)).T, strict=True))})
 
 
+def first_token(spans: Spans) -> Int[torch.Tensor, " 1"]:
+    """Index of the prompt's first token: bos, or, in families without one, what stands in its place."""
+    return torch.tensor([spans.start])
+
+
 def _by_group(rows: Float[torch.Tensor, "head key"], spans: Spans) -> Float[np.ndarray, "head group"]:
     rows = rows.double()
-    parts = spans.parts()
+    first = first_token(spans)
+    parts = {name: index[~torch.isin(index, first)] for name, index in spans.parts().items()} | {"bos": first}
     found = [rows[:, parts[group]].sum(-1) for group in GROUPS[:-1]]
     return torch.stack([*found, rows[:, spans.length :].sum(-1)], -1).numpy()
 

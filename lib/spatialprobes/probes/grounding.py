@@ -16,6 +16,7 @@ import pandas as pd
 
 from spatialprobes.capture import capture
 from spatialprobes.examples import Example
+from spatialprobes.probes.balance import first_token
 from spatialprobes.spans import Spans
 from spatialprobes.stats import bootstrap
 from spatialprobes.vlm import VLM
@@ -47,7 +48,7 @@ def measure(
     "emits", the token before it, whose output decides that the word comes. The model has not read the word there yet.
     weight: the attention of those tokens (mean over tokens and heads) on the cell's vision token, divided by that on all vision
     tokens, so that the weights of a panel sum to 1; seen: that total, the share of the attention that goes to the picture. bos:
-    "drop" takes the attention on bos out of it and lets the rest sum to 1.
+    "drop" takes the attention on bos (the prompt's first token, in families without one) out of it and lets the rest sum to 1.
     frame: a cell's place in what the model sees is scale x (place in the picture) + shift, in fractions, for each axis.
     Nothing is drawn: ``seed`` is there because every probe takes one.
     Raises KeyError for an id that no example has (naming the nearest) and for a word that is not in the text (naming those that
@@ -97,7 +98,7 @@ def _panel(labels: dict, attention: np.ndarray, spans: Spans, bos: str) -> pd.Da
     """The cells of one map; attention: [key] of one query."""
     on_picture = attention[spans.vision.numpy()]
     total = on_picture.sum()
-    every = 1.0 if bos == "keep" else attention.sum() - attention[spans.bos.numpy()].sum()
+    every = 1.0 if bos == "keep" else attention.sum() - attention[first_token(spans).numpy()].sum()
     row, col = np.divmod(np.arange(len(on_picture)), spans.grid[1])
     cells = {"row": row, "col": col, "weight": on_picture / total, "seen": total / every}
     return pd.DataFrame({**labels, **cells, **dict(zip(FRAME, (*spans.frame.scale, *spans.frame.shift), strict=True))})
