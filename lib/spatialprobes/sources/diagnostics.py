@@ -276,7 +276,7 @@ def _picture(stem: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays = read_npz(stem.with_suffix(".npz"), MAX_IMAGE_BYTES)
     if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
         raise ValueError(f"{stem.name}.npz: {wrong[0]} holds {arrays[wrong[0]].dtype}, not numbers")
-    return facts, arrays
+    return facts, {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
 def _number(facts: Mapping[str, Any], key: str) -> float:
