@@ -188,6 +188,24 @@ def test_keys_grow_with_generated_tokens(llava):
     assert torch.allclose(got.steps[1].keys[1][:, :, :held], got.steps[0].keys[1])
 
 
+def test_a_visitor_sees_each_layer_as_it_runs_and_nothing_is_kept(llava):
+    batch, seen = llava.encode(examples(2)), {}
+    kept = read(llava, batch, at="user")
+
+    def visit(layer, *read_there):
+        seen[layer] = read_there
+
+    visited = read(llava, batch, at="user", visit=visit)
+    assert list(seen) == [0, 1, 2]
+    for layer, (queries, keys, masks, scaling) in seen.items():
+        for found, expected in ((queries, kept.queries), (keys, kept.keys), (masks, kept.masks)):
+            assert torch.equal(found.nan_to_num(), expected[layer].nan_to_num())
+        assert scaling == kept.scaling[layer] == 16**-0.5
+    assert not (visited.queries or visited.keys or visited.masks or visited.scaling)
+    with pytest.raises(ValueError, match="of which layers"), capture(llava, hidden=0, visit=visit):
+        pytest.fail("was accepted")
+
+
 def moved_inputs(batch, move):
     """The batch's inputs with the ids of vision tokens mapped by hand, row by row."""
     ids = batch.inputs["position_ids"].clone().float()

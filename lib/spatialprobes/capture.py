@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of what is captured; part of a store's fingerprint: raise it when values change
 At = str | Tensor | Sequence  # "last", "word:<w>", a part, or token indices [row] or [example, row]
+Visit = Callable[[int, Tensor, Tensor, Tensor, float], None]
 Layers = Sequence[int | str] | int | str | None  # one, several, or "all"
 
 
@@ -45,6 +46,7 @@ def capture(
     connector: Literal["pre_norm", "post_norm"] | None = None,
     queries_keys: Layers = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    visit: Visit | None = None,
 ) -> Iterator[Captured]:
     """While open, every run of the model leaves what was asked for in `got`; afterwards nothing stays hooked.
 
@@ -57,13 +59,14 @@ def capture(
     connector's weights ("post_norm").
     queries_keys: blocks of the language model, or "all" (those that have attention): queries of the tokens `at`, keys of all
     tokens, after the rotary embedding, and what is needed to score them.
-    reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; applied where they lie.
+    visit: is given block, queries, keys, masks and scaling (see `Step`) as each layer runs, where they lie; then none is kept.
+    reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; made where they lie.
     `at` by word or part needs to know the batch: run by `vlm.forward` or `vlm.generate`. In generate, the prompt and every
     decoded token are a step each (`got.steps`); later steps hold "last" alone. Tensors are on the CPU, in the model's dtype
     (rows: float32).
     Raises ValueError for a layer that is not there, and, once the model runs, KeyError for a word that is not in a question.
     """
-    plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector, queries_keys, reduce)
+    plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector, queries_keys, reduce, visit)
     got = Captured()
     with ExitStack() as stack:
         stack.enter_context(vlm.reading_whole_prompts())
@@ -127,9 +130,10 @@ class _Plan:
         connector: str | None,
         queries_keys: Layers,
         reduce: Callable[[Tensor], Tensor] | None,
+        visit: Visit | None,
     ):
         family, model = vlm.family, vlm.model
-        self.vlm, self.tower_at, self.connector, self.reduce = vlm, tower_at, connector, reduce
+        self.vlm, self.tower_at, self.connector, self.reduce, self.visit = vlm, tower_at, connector, reduce, visit
         self.layers = family.part(model, "layers")
         self.hidden = _chosen(hidden, range(len(self.layers) + 1), "hidden layer", extra=("norm",))
         with_attention = [i for i, layer in enumerate(self.layers) if family.attention(layer) is not None]
@@ -138,6 +142,8 @@ class _Plan:
         self.queries_keys = _chosen(queries_keys, with_attention, "layer with attention", without=without)
         self.tower_layers = family.part(model, "tower_layers") if tower is not None else []
         self.tower = _chosen(tower, range(len(self.tower_layers)), "tower layer")
+        if visit is not None and not self.queries_keys:
+            raise ValueError("visit is given queries and keys: say of which layers (queries_keys)")
         if connector not in (None, "pre_norm", "post_norm"):
             raise ValueError(f"connector={connector!r} is unknown; 'pre_norm' or 'post_norm'")
         if isinstance(at, str) and at not in ("last", *PARTS) and not at.startswith("word:"):
@@ -264,12 +270,14 @@ class _Run:
     ) -> None:
         if self.local is None:
             return
-        step, absent = self.step, self.local < 0
-        step.queries[layer] = chosen_rows(query, self.local).masked_fill(absent[:, None, :, None], torch.nan)
-        step.masks[layer] = added_rows(mask, causal, self.local, query.shape[2], key.shape[2]).masked_fill(
-            absent[..., None], torch.nan
-        )
-        step.keys[layer], step.scaling[layer] = key.detach(), scaling
+        absent = self.local < 0
+        queries = chosen_rows(query, self.local).masked_fill(absent[:, None, :, None], torch.nan)
+        masks = added_rows(mask, causal, self.local, query.shape[2], key.shape[2]).masked_fill(absent[..., None], torch.nan)
+        if self.plan.visit is not None:
+            self.plan.visit(layer, queries, key, masks, scaling)
+            return
+        step = self.step
+        step.queries[layer], step.keys[layer], step.masks[layer], step.scaling[layer] = queries, key.detach(), masks, scaling
 
     def start_tower(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         vlm = self.plan.vlm

@@ -59,8 +59,8 @@ def measure(
     "temporal", "height", "width". at: the query's tokens, as in `capture`; columns are means over them where they are several.
     definition: "as_published" takes for the query an end-of-sequence token appended to the prompt, leaves its own key out, and
     divides by max(delta, 1e-12), so that negative deltas give numbers beyond measure.
-    Queries of `at` and keys of one batch are kept for all layers until it has run, no map of attention. Nothing is drawn: `seed`
-    is there because every probe takes one.
+    Each layer is done with as it runs: of a batch no more than the keys of one layer are held, and no map of attention. Nothing
+    is drawn: `seed` is there because every probe takes one.
     Raises ValueError without examples, for a delta of 0 or not finite, an axis or layer that the model lacks, or an unknown
     definition.
     """
@@ -77,19 +77,21 @@ def measure(
     for start in range(0, len(examples), batch_size):
         batch = vlm.encode(examples[start : start + batch_size], system)
         batch = _with_end(vlm, batch) if published else batch
-        with capture(vlm, queries_keys=layers, at=at) as got:
+        found = [[] for _ in batch.examples]
+
+        def visit(layer: int, queries: Tensor, keys: Tensor, masks: Tensor, scaling: float, batch=batch, found=found) -> None:
+            queries, keys, masks = queries.cpu(), keys.cpu(), masks.cpu()
+            if published:
+                masks[..., -1] = torch.finfo(masks.dtype).min  # the key of the query itself
+            for row, (example, spans) in enumerate(zip(batch.examples, batch.spans, strict=True)):
+                there = ~masks[row, :, 0].isnan()
+                scored = queries[row][:, there], keys[row], masks[row][there], scaling
+                vision = torch.isin(torch.arange(keys.shape[2]), spans.vision)
+                found[row].append(_frame(example, layer, deltas, sensitivity(*scored, vision, rotary, deltas, axis, divisors)))
+
+        with capture(vlm, queries_keys=layers, at=at, visit=visit):
             vlm.forward(batch, logits_to_keep=1)
-        for row, spans in enumerate(batch.spans):
-            there = got.positions[row] >= 0
-            vision = torch.zeros(batch.input_ids.shape[1], dtype=torch.bool)
-            vision[spans.vision] = True
-            for layer, query in got.queries.items():
-                mask = got.masks[layer][row][there]
-                if published:
-                    mask[:, -1] = torch.finfo(mask.dtype).min  # the key of the query itself
-                scored = query[row][:, there], got.keys[layer][row], mask, got.scaling[layer]
-                found = sensitivity(*scored, vision, rotary, deltas, axis, divisors)
-                frames.append(_frame(batch.examples[row], layer, deltas, found))
+        frames += [frame for each in found for frame in each]
     return pd.concat(frames, ignore_index=True)
 
 
