@@ -147,6 +147,136 @@ def test_the_ratio_is_that_of_the_means_and_resamples_pictures():
         norms.vision_to_text(frame[frame["modality"] == "vision"])
 
 
+def test_the_ratio_of_medians_is_that_and_a_long_tail_does_not_move_it():
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {
+                "example": f"e{i}",
+                "cluster": f"p{i}",
+                "modality": modality,
+                "when": "trained",
+                "norm": rng.lognormal(mean, 0.3, 20),
+            }
+        )
+        for i in range(25)
+        for modality, mean in (("vision", 2), ("text", 0))
+    ]
+    frame = pd.concat(parts, ignore_index=True)
+    medians = frame.groupby("modality")["norm"].median()
+    found = norms.vision_to_text(frame, statistic="median")
+    assert found.estimate == pytest.approx(medians["vision"] / medians["text"])
+    assert found.low < found.estimate < found.high
+    tail = frame.copy()
+    tail.loc[
+        (tail["modality"] == "vision") & (tail["norm"] == frame.loc[frame["modality"] == "vision", "norm"].max()), "norm"
+    ] = 1e6
+    assert norms.vision_to_text(tail, statistic="median")[:3] == found[:3]
+    assert norms.vision_to_text(tail).estimate > 50 * norms.vision_to_text(frame).estimate
+    rows = norms.ratios(pd.concat([frame, tail.assign(when="tail")])).set_index(["when", "statistic"])
+    assert tuple(rows.loc[("trained", "median"), ["ratio", "low", "high"]]) == found[:3]
+    assert rows.loc[("trained", "mean"), "ratio"] == norms.vision_to_text(frame).estimate and len(rows) == 4
+    with pytest.raises(ValueError, match="statistic 'mode'"):
+        norms.vision_to_text(frame, statistic="mode")
+    with pytest.raises(ValueError, match="which tokens are of one picture"):
+        norms.vision_to_text(frame.drop(columns="cluster"))
+
+
+def test_quantiles_are_those_of_each_modality():
+    frame = pd.DataFrame({"modality": ["text"] * 101 + ["vision"] * 2, "when": "trained", "norm": [*range(101), 3, 5]})
+    found = norms.quantiles(frame.sample(frac=1, random_state=0)).set_index("modality")
+    assert found.loc["text"].to_dict() == {
+        **{"when": "trained", "mean": 50, "q05": 5, "q25": 25, "q50": 50, "q75": 75, "q95": 95, "max": 100, "n": 101}
+    }
+    assert found.loc["vision", ["mean", "q50", "max", "n"]].tolist() == [4, 4, 5, 2]
+    with pytest.raises(ValueError, match="no rows"):
+        norms.quantiles(frame.iloc[:0])
+
+
+def captioned(n=3):
+    texts = ["the red circle is left of the blue square", "red , green and blue"]
+    return [dataclasses.replace(one, question=None, meta={"captions": texts[: 1 + i % 2]}) for i, one in enumerate(examples(n))]
+
+
+@pytest.mark.parametrize("definition", ["corrected", "as_published"])
+def test_captions_count_token_by_token_with_their_beginnings_only_as_published(vlm, definition):
+    asked = captioned()
+    frame = norms.measure(vlm, asked, texts="captions", definition=definition)
+    table = vlm.model.get_input_embeddings().weight.detach()
+    for one in asked:
+        ids = []
+        for text in one.meta["captions"]:
+            ids += [vlm.tokenizer.bos_token_id] if definition == "as_published" else []
+            ids += vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = frame[(frame["example"] == one.id) & (frame["modality"] == "text")]["norm"].tolist()
+        assert found == pytest.approx([float(table[id].norm()) for id in ids], rel=1e-5)
+        assert ((frame["example"] == one.id) & (frame["modality"] == "vision")).sum() == 36
+
+
+def test_as_published_a_question_is_its_tokens_after_a_beginning_of_sequence(vlm):
+    asked = examples(4)
+    plain, published = (norms.measure(vlm, asked, definition=name) for name in ("corrected", "as_published"))
+    bos = float(vlm.text_embeddings()[vlm.tokenizer.bos_token_id].norm())
+    for one in asked:
+        short, long = (
+            frame[(frame["example"] == one.id) & (frame["modality"] == "text")]["norm"].tolist() for frame in (plain, published)
+        )
+        assert long == pytest.approx([bos, *short], rel=1e-5)
+    vision = plain["modality"] == "vision"
+    assert plain.loc[vision, "norm"].tolist() == published.loc[published["modality"] == "vision", "norm"].tolist()
+
+
+def test_vectors_are_written_as_the_study_has_them_and_come_back(vlm, tmp_path):
+    frame = norms.measure(vlm, examples(3))
+    path = norms.write_vectors(frame, tmp_path / "vectors.npz")
+    with np.load(path, allow_pickle=False) as file:
+        assert set(file) == {"txt", "img"} and file["img"].shape == (3 * 36,)
+        assert file["txt"].tolist() == frame.loc[frame["modality"] == "text", "norm"].tolist()
+    back = norms.read_vectors(path, when="trained")
+    for modality in ("vision", "text"):
+        assert (
+            back.loc[back["modality"] == modality, "norm"].tolist() == frame.loc[frame["modality"] == modality, "norm"].tolist()
+        )
+    pd.testing.assert_frame_equal(
+        norms.quantiles(back).sort_values("modality", ignore_index=True),
+        norms.quantiles(frame).sort_values("modality", ignore_index=True),
+    )
+    assert set(norms.read_vectors(path)["when"]) == {"vectors"}
+    assert plots.draw("norms.violins", back, {}).axes
+    with pytest.raises(ValueError, match="2 states"):
+        norms.write_vectors(pd.concat([frame, frame.assign(when="initial")]), path)
+    with pytest.raises(ValueError, match="no text norms"):
+        norms.write_vectors(frame[frame["modality"] == "vision"], path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"img": np.ones(3)}, r"v\.npz: no array 'txt'; there: img"),
+        ({"img": np.ones((3, 2)), "txt": np.ones(3)}, r"img must be one column of numbers, not float64 of shape \(3, 2\)"),
+        ({"img": np.ones(3), "txt": np.ones(0)}, "txt must be one column"),
+        ({"img": np.array([1, -1.0]), "txt": np.ones(3)}, "img holds norms that are negative"),
+        ({"img": np.array([1, np.nan]), "txt": np.ones(3)}, "img holds norms that are negative, NaN"),
+        ({"img": np.array(["a"]), "txt": np.ones(3)}, "img must be one column of numbers"),
+    ],
+)
+def test_vectors_that_are_none_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "v.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        norms.read_vectors(tmp_path / "v.npz")
+
+
+def test_an_untrained_twin_does_not_pass_for_the_trained_model(vlm):
+    twin, facts = norms.untrained(vlm, 7), vlm.facts()
+    told = twin.facts()
+    assert "weights_sha256" not in told and "revision" not in told
+    assert told["model"] == f"{facts['model']}, untrained (seed 7)" and told["source"] == "initial weights"
+    assert told["initial_seed"] == 7 and told["shape_of"] == facts["model"]
+    assert not set(facts[key] for key in ("weights_sha256", "model")) & {told[key] for key in told if key != "shape_of"}
+    assert told != norms.untrained(vlm, 8).facts()
+    assert {key: told[key] for key in ("family", "dtype", "device")} == {key: facts[key] for key in ("family", "dtype", "device")}
+
+
 def weights(vlm):
     return {name: value.clone() for name, value in vlm.model.state_dict().items()}
 
@@ -197,6 +327,16 @@ def test_a_table_of_both_states_is_what_the_figure_draws(vlm):
     both = pd.concat([norms.measure(vlm, examples(3)), norms.measure(norms.untrained(vlm), examples(3), when=norms.INITIAL)])
     figure = plots.draw("norms.distributions", both, {})
     assert len(figure.axes) == 2
+
+
+def test_choices_and_captions_that_are_not_there_are_refused(vlm):
+    with pytest.raises(ValueError, match="texts='answers' is unknown; 'question' or 'captions'"):
+        norms.measure(vlm, examples(1), texts="answers")
+    with pytest.raises(ValueError, match="definition='wrong' is unknown"):
+        norms.measure(vlm, examples(1), definition="wrong")
+    for captions in ([], None, ["", "red"]):
+        with pytest.raises(ValueError, match="'e0' has no captions"):
+            norms.measure(vlm, [dataclasses.replace(examples(1)[0], meta={"captions": captions})], texts="captions")
 
 
 @pytest.mark.parametrize(
