@@ -21,7 +21,7 @@ def edited_positions(
 ) -> Iterator[None]:
     """While open, `edit` maps the ids ([axis, token] per row of the batch) of the tokens that stand at `image_token`.
 
-    Tokens of a call without them, such as those decoded from a cache, keep their ids. Raises as `Family.edit_positions`.
+    Tokens of a call without them, and all that continue a cache, keep their ids. Raises as `Family.edit_positions`.
     """
     names = list(inspect.signature(model.forward).parameters)
 
@@ -29,14 +29,16 @@ def edited_positions(
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         if call.get("input_ids") is None:
             raise ValueError("positions of vision tokens are edited by input_ids; the model was given none (inputs_embeds?)")
+        cache = call.get("past_key_values")
+        decoding = cache is not None and cache.get_seq_length() > 0
         picture = call["input_ids"] == image_token
-        if not bool(picture.any()):
+        if decoding or not bool(picture.any()):  # a model may well say the image token: that is a word, not a picture
             return None
         if call.get("position_ids") is None:
             raise ValueError("positions of vision tokens are edited where position_ids are given; run the inputs of vlm.encode")
         call["position_ids"] = _edited(call["position_ids"], picture, axes, edit)
         if call.get("attention_mask") is None:
-            call["attention_mask"] = _everything(call["input_ids"], call.get("past_key_values"))
+            call["attention_mask"] = _everything(call["input_ids"], cache)
         return (), call
 
     handle = model.register_forward_pre_hook(before, with_kwargs=True)
