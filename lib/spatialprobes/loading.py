@@ -279,12 +279,16 @@ def _reachable() -> bool:
 
 
 def _check_blocks(source: Source, model: nn.Module) -> None:
-    """On a CPU bitsandbytes multiplies 4-bit weights by blocks of 64 inputs; otherwise the first forward fails obscurely."""
+    """On a CPU bitsandbytes multiplies 4-bit weights by blocks, of 64 inputs and, where the processor has bfloat16 instructions,
+    of 32 outputs; otherwise the first forward fails obscurely.
+    """
     for name, module in model.named_modules():
-        if type(module).__name__ == "Linear4bit" and module.in_features % 64:
+        if type(module).__name__ != "Linear4bit":
+            continue
+        size, by = f"{module.in_features} inputs and {module.out_features} outputs", "64 inputs and 32 outputs"
+        if module.in_features % 64 or module.out_features % 32:
             raise ModelError(
-                f"model {source.name!r}: quantize '4bit' on a CPU needs inputs in multiples of 64, {name} has "
-                f"{module.in_features}; use '8bit' or a GPU"
+                f"model {source.name!r}: quantize '4bit' on a CPU works by blocks of {by}, {name} has {size}; use '8bit' or a GPU"
             )
 
 

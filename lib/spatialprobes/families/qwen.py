@@ -147,6 +147,7 @@ class Qwen3_5(Qwen2VL):
     """
 
     model_type = "qwen3_5"
+    quantise_skip = (*Qwen2VL.quantise_skip, "in_proj_a", "in_proj_b")  # a gate for each head: few weights, of odd numbers
     connector_norm = "norm"
     processor_type = Qwen3VLProcessor
     template_options: ClassVar = {"enable_thinking": False}
