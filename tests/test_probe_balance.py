@@ -134,8 +134,7 @@ def published_by_hand(rows, names, keep_bos=False):
     return vision, system, absolute, np.mean(exact, axis=0)
 
 
-@pytest.mark.parametrize("bos", ["drop", "keep"])
-@pytest.mark.parametrize("system", ["default", None])
+@pytest.mark.parametrize("bos, system", [("drop", "default"), ("keep", None)])
 def test_both_definitions_equal_the_slow_ones(setting, bos, system):
     vlm, reference, asked = setting
     found = balance.measure(vlm, asked, max_new_tokens=STEPS, system=system)
