@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -335,6 +336,88 @@ def test_norms_are_legible_where_the_medians_meet(vision):
 def test_norms_are_legible_where_the_medians_are_one():
     frame = pd.DataFrame({"modality": ["vision", "text"], "when": "trained", "norm": 1.0})
     assert_legible(plots.draw("norms.distributions", frame, {}))
+
+
+def test_violins_mark_quartiles_and_range_where_the_table_says():
+    frame = token_norms().reset_index(drop=True)
+    ax = norms.violins(frame).axes[0]
+    marks = [segment for lines in ax.collections if isinstance(lines, LineCollection) for segment in lines.get_segments()]
+    across = sorted(segment[:, 0].tolist() for segment in marks if segment[0, 1] == segment[1, 1])
+    upright = sorted(segment[0, 0] for segment in marks if segment[0, 0] == segment[1, 0])
+    logs = np.log(frame["norm"]).groupby([frame["when"], frame["modality"]])
+    assert np.allclose(across, sorted(np.exp([logs.min(), logs.max()]).T.tolist()))
+    assert np.allclose(upright, sorted(np.exp(np.concatenate([logs.quantile(level) for level in (0.25, 0.5, 0.75)]))))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["trained", "initial"]
+    places = sorted({segment[0, 1] for segment in marks if segment[0, 1] == segment[1, 1]})
+    assert len(places) == 4 and np.diff(places).min() > 0.5  # no two violins in one place
+
+
+def test_violins_show_the_density():
+    """Half of the tokens at 1, half at 100: two humps of equal height, next to nothing between them."""
+    axis = np.linspace(-2, 7, 600)
+    rng = np.random.default_rng(0)
+    logs = np.concatenate([rng.normal(0, 0.1, 5000), rng.normal(np.log(100), 0.1, 5000)])
+    height = norms._density(logs, axis)
+    at = dict(zip(("one", "ten", "hundred"), np.interp(np.log([1, 10, 100]), axis, height), strict=True))
+    assert at["one"] > 0.9 and at["hundred"] > 0.9 and at["ten"] < 0.01 and height.max() == 1
+    wide = rng.normal(2, 0.5, 20_000)
+    assert np.allclose(norms._density(wide, axis), np.exp(-0.5 * ((axis - 2) / 0.5) ** 2), atol=0.06)
+    assert norms._density(np.zeros(3), axis).max() == 1  # all alike: a narrow one
+
+
+def test_violins_are_legible_with_many_long_names_and_zeros():
+    frame = pd.concat(
+        [token_norms().assign(when=lambda rows, i=i: rows["when"] + f" after {i} steps of training") for i in range(4)]
+    )
+    frame = frame.reset_index(drop=True)
+    frame.loc[:3, "norm"] = 0.0
+    figure = plots.draw("norms.violins", frame, {})
+    assert_legible(figure)
+    assert any("(4 of 0 not shown)" in words for words, _ in texts(figure))
+    assert_legible(plots.draw("norms.violins", frame[frame["modality"] == "vision"], {}))
+
+
+def test_index_puts_marks_intervals_and_chance_where_the_table_says():
+    frame = indices()
+    ax = permutation.psi(frame).axes[0]
+    for line in ax.lines[1:]:
+        rows = frame[(frame["permutation"] == line.get_label()) & frame["psi"].notna()]
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        assert sorted(x[~np.isnan(x)]) == pytest.approx(sorted(rows["psi"])) and len(set(y)) == 3
+    names = list(dict.fromkeys(frame["permutation"]))
+    heights = {line.get_label(): line.get_ydata()[0] for line in ax.lines[1:]}
+    assert [heights[name] for name in names] == sorted(heights.values())  # one below the other, none on another
+    assert [text.get_text() for text in ax.texts] == ["semantic", "spatial", "none right in place"]
+    with pytest.raises(ValueError, match=r"'semantic\.colour' under 'full' stands twice"):
+        permutation.psi(pd.concat([frame, frame]))
+    kinds = frame[frame["group"] != "corner"].assign(group=lambda rows: rows["kind"])
+    assert not permutation.psi(kinds).axes[0].texts  # a row called like its kind has no heading
+
+
+def test_index_against_distance_has_every_permutation_once_and_joins_one_sort():
+    frame = indices()
+    ax = permutation.psi_by_distance(frame).axes[0]
+    marks = [line for line in ax.lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1]
+    found = sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in marks if not np.isnan(line.get_ydata()[0]))
+    known = frame.dropna(subset="psi")
+    np.testing.assert_allclose(found, sorted(zip(known["moved"], known["psi"], strict=True)))
+    looks = {(line.get_marker(), line.get_fillstyle()) for line in marks}
+    assert len(looks) == frame["permutation"].nunique() == 14  # more than there are shapes: told apart by filling
+    assert max(len(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "-") == 11
+    with pytest.raises(ValueError, match="moved is NaN"):
+        permutation.psi_by_distance(frame.assign(moved=np.nan))
+    with pytest.raises(ValueError, match="stands twice"):
+        permutation.psi_by_distance(pd.concat([frame, frame]))
+
+
+def test_accuracy_of_several_permutations_names_each():
+    frame = accuracies().assign(permutation=lambda rows: rows["condition"].map({"original": "in place", "permuted": "full"}))
+    again = frame[frame["condition"] == "permuted"].assign(permutation="rows", accuracy=0.7, low=0.6, high=0.8)
+    figure = plots.draw("permutation.accuracy", pd.concat([frame, again]), {})
+    assert [line.get_label() for line in figure.axes[0].lines] == ["original", "full", "rows"]
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours[0] == plots.COLOURS["original"] and len(set(colours)) == 3
+    assert_legible(figure)
 
 
 def test_norms_of_zero_are_counted_and_impossible_ones_refused():

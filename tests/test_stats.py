@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from spatialprobes.stats import benjamini_hochberg, bootstrap, permutation_test, proportion, ratio
+from spatialprobes.stats import benjamini_hochberg, bootstrap, permutation_test, proportion, ratio, unseen_share
 
 
 def clustered(generator, clusters=60, rows=5, spread=1.0, noise=1.0, mean=2.0):
@@ -201,6 +201,33 @@ def test_ratio_of_samples_of_unequal_length():
 def test_ratio_of_a_column_to_a_multiple_of_itself_is_certain():
     values, labels = clustered(np.random.default_rng(1), mean=10)
     assert ratio(3 * values, values, labels, labels)[:3] == pytest.approx((3, 3, 3))
+
+
+def test_ratio_of_medians_agrees_with_a_plain_loop():
+    rng = np.random.default_rng(3)
+    above, below = rng.lognormal(2, 0.5, 60), rng.lognormal(0, 0.5, 35)
+    one, other = np.repeat(np.arange(10), 6), np.repeat(np.arange(5, 12), 5)  # some pictures have rows of one sample alone
+    found = ratio(above, below, one, other, n=400, seed=5, statistic="median")
+    assert found.estimate == np.median(above) / np.median(below)
+    generator, draws = np.random.default_rng(5), []
+    counts = generator.multinomial(12, np.full(12, 1 / 12), size=400)
+    for count in counts:
+        values = [np.repeat(column, count[labels]) for column, labels in ((above, one), (below, other))]
+        draws.append(np.median(values[0]) / np.median(values[1]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    with pytest.raises(ValueError, match="statistic 'mode' is not one of mean, median"):
+        ratio(above, below, statistic="mode")
+    with pytest.raises(ValueError, match="some draws hold no row of one sample"):
+        ratio(np.ones(2), np.ones(2), np.array([0, 0]), np.array([1, 1]), statistic="median")
+    with pytest.raises(ValueError, match=r"the denominator's median \(0\) is zero"):
+        ratio(np.ones(3), np.array([0.0, 0.0, 9.0]), statistic="median")
+
+
+def test_unseen_share_is_what_so_many_clusters_miss_by_chance():
+    for clusters in (1, 12, 200):
+        assert (1 - unseen_share(clusters)) ** clusters == pytest.approx(0.025)
+        assert (1 - unseen_share(clusters, level=0.8)) ** clusters == pytest.approx(0.1)
+    assert unseen_share(200) == pytest.approx(0.0183, abs=1e-4)
 
 
 def test_ratio_needs_a_denominator_that_is_not_zero():
