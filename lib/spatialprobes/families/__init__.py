@@ -10,6 +10,9 @@
 
 All give hidden states of every layer, the connector's input and output, permutation and positions of vision tokens. "windows": a
 patch attends within its window in most blocks. "shares a prefix": questions about one picture reuse its keys and values.
+
+A model type that is not here is discovered (discovery.py): what can be proved of it on a picture (proofs.py, painting.py) is used
+and printed, the rest is refused with the reason.
 """
 
 from __future__ import annotations
