@@ -162,6 +162,15 @@ def phase_by_delta():
     return phase(["delta_alpha_v", "delta_alpha_v_rerun"], delta=[-4.0, -1.0, 1.0, 8.0])
 
 
+def placed():
+    groups = [("semantic.color", "semantic"), ("relation.horizontal", "spatial"), ("2ds.shape_color_abs", "spatial")]
+    conditions = ("in place", "tokens shuffled", "tokens and ids shuffled together", "ids shuffled", "one id for all",
+                  "ids shifted by +1", "ids shifted by +24")  # fmt: skip
+    rows = [(g, k, c, 1 - 0.1 * i - 0.05 * j) for i, (g, k) in enumerate(groups) for j, c in enumerate(conditions)]
+    frame = pd.DataFrame(rows, columns=["group", "kind", "condition", "accuracy"])
+    return frame.assign(low=frame["accuracy"] - 0.1, high=frame["accuracy"], chance=0.25, n=1000)
+
+
 FRAMES = {
     "balance.cmb": head_balance,
     "balance.shares": attention_shares,
@@ -173,6 +182,7 @@ FRAMES = {
     "norms.distributions": token_norms,
     "norms.violins": token_norms,
     "permutation.accuracy": accuracies,
+    "positions.accuracy": placed,
     "permutation.psi": indices,
     "permutation.psi_by_distance": indices,
     "rope.curves": phase_by_layer,

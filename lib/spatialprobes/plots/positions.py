@@ -45,7 +45,7 @@ def accuracy(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     ax.axvline(len(conditions) - 0.5, color="white", linewidth=3)
     counts = frame.groupby("group", sort=False)["n"].max()
     ax.set_yticks(range(len(groups)), [f"{group}  (n = {counts[group]:,})" for group in groups], parse_math=False)
-    ax.set_xticks(range(len(conditions) + 1), [fill(name, 12) for name in [*conditions, CHANCE]], parse_math=False)
+    ax.set_xticks(range(len(conditions) + 1), [fill(name, 11) for name in [*conditions, CHANCE]], parse_math=False, fontsize=6.5)
     ax.tick_params(axis="both", length=0)
     ax.xaxis.tick_top()
     ax.spines[:].set_visible(False)

@@ -1,0 +1,81 @@
+"""The notebook of section 2: every cell runs on a random model of each family, says what it lacks, and claims nothing of it."""
+
+import os
+import re
+
+import pandas as pd
+import pytest
+
+from spatialprobes import paths
+from spatialprobes.record import Record
+from spatialprobes.tables import read_table
+
+SCRIPT = paths.root() / "notebooks" / "scripts" / "02_permutation_and_rope.py"
+EVERYWHERE = {"norms", "hidden_norms", "answers", "psi", "positions", "rope", "rope_rerun", "shares", "cmb"}
+ON_A_GRID = {"structured", "psi_structured", "psi_distance"}
+
+
+def run(folder, **parameters):
+    """The notebook's code with these parameters; what its cells define."""
+    cells = re.split(r"(?m)^# %%(.*)$", SCRIPT.read_text())[1:]
+    scope = {"__name__": "__main__"}
+    for head, code in zip(cells[::2], cells[1::2], strict=True):
+        if "markdown" not in head:
+            exec(compile(code, str(SCRIPT), "exec"), scope)
+        if "parameters" in head:
+            assert set(parameters) | {"out"} <= set(scope)
+            scope |= {**parameters, "out": str(folder)}
+    return scope
+
+
+@pytest.fixture
+def in_notebooks(monkeypatch):
+    monkeypatch.chdir(SCRIPT.parents[1])
+
+
+def test_every_diagnostic_runs_on_every_family(tiny_family, tmp_path, in_notebooks, monkeypatch, capsys):
+    if not any(name in tiny_family.name for name in ("qwen3-5", "idefics2")):  # figures of the others' tables are drawn below
+        monkeypatch.setattr(Record, "figure", lambda *args, **options: None)
+    scope = run(tmp_path, model=str(tiny_family), limit=3, draws=1, batch_size=8, export=str(tmp_path / "study"))
+    grid = scope["gridded"]
+    assert grid == ("idefics2" not in tiny_family.name)
+    tables = {path.stem for path in (tmp_path / "tables").glob("*.parquet")}
+    assert tables >= EVERYWHERE | (ON_A_GRID if grid else set())
+    assert grid or not tables & ON_A_GRID
+    assert ("without a grid" in capsys.readouterr().out) is not grid
+    rope = read_table(tmp_path / "tables" / "rope.parquet")
+    with_maps = {1, 3} if "qwen3-5" in tiny_family.name else set(range(scope["vlm"].n_layers))
+    assert set(rope["layer"]) == with_maps
+    verdicts = scope["run"].verdicts().set_index("claim")["verdict"]
+    assert verdicts["rope.derivative"] == "holds"  # an identity, of any weights
+    assert verdicts["psi.semantic"] != "holds" and verdicts["psi.spatial"] != "holds" and verdicts["positions.ids"] != "holds"
+    assert len(list((tmp_path / "study").glob("*__sp-0/per_image/*.npz"))) == 3
+
+
+def test_pictures_of_ones_own_variants_and_answer_files(tiny_llava, tiny_llava_grouped, tmp_path, in_notebooks):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    from tiny import picture
+
+    for i in range(3):
+        picture(i, (60, 40)).save(folder / f"{i:012d}.png")
+    for name, right in (("a", (True, True, True)), ("b", (True, False, False))):
+        frame = pd.DataFrame({"id": ["x", "y", "z"], "correct": right})
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    scope = run(
+        tmp_path / "out",
+        model=str(tiny_llava),
+        variants=str(tiny_llava_grouped),
+        images=str(folder),
+        prompt="what color is the circle ?",
+        limit=2,
+        draws=1,
+        answers_in_place=str(tmp_path / "a.csv"),
+        answers_permuted=str(tmp_path / "b.csv"),
+        delta=-2.0,
+    )
+    tables = tmp_path / "out" / "tables"
+    assert set(read_table(tables / "rope.parquet")["model"]) == {"tiny-llava", str(tiny_llava_grouped)}
+    assert read_table(tables / "psi_from_files.parquet")["psi"].iloc[0] == pytest.approx(2 / 3)
+    assert set(scope["offline"]["example"]) <= {f"{i:012d}.png" for i in range(3)}
+    assert (tables / "compared.parquet").is_file() and os.listdir(tmp_path / "out" / "figures")
