@@ -1,5 +1,8 @@
 """What holds for every family: encoding as its own processor does it, positions, spans, and where the grid is in the picture."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -205,6 +208,29 @@ def test_a_painted_cell_changes_most_the_token_in_its_place(vlm, how):
 
 
 # The families themselves
+
+
+def test_folders_as_they_were_published_load_alike(tiny_qwen2_vl, tmp_path):
+    """Chat template in a file of its own kind, bounds of the picture's size as pixels, token ids in a flat config."""
+    folder = shutil.copytree(tiny_qwen2_vl, tmp_path / "published")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    images = json.loads((folder / "preprocessor_config.json").read_text())
+    size = images.pop("size")
+    images |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"], "processor_class": "Qwen2VLProcessor"}
+    images["image_processor_type"] = "Qwen2VLImageProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (folder / "config.json").write_text(json.dumps({**text, **config}))
+    old, new = VLM.load(str(folder)), VLM.load(str(tiny_qwen2_vl))
+    batches = [vlm.encode(mixed(3)) for vlm in (old, new)]
+    for name, value in batches[0].inputs.items():
+        assert torch.equal(value, batches[1].inputs[name])
+    assert torch.equal(old.forward(batches[0]).logits, new.forward(batches[1]).logits)
 
 
 def test_qwen3_5_with_experts_is_read_as_qwen3_5_is(tmp_path):

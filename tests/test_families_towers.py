@@ -155,6 +155,17 @@ def test_merged_rows_equal_a_slow_loop(vlm):
         ]
 
 
+def test_a_class_token_keeps_its_row_and_its_share_where_patches_merge():
+    rows = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    merged = merge_rows(rows, (2, 4), 2, before=1)
+    groups = [[0], [1, 2, 5, 6], [3, 4, 7, 8]]
+    for i, queries in enumerate(groups):
+        for j, keys in enumerate(groups):
+            slow = sum(rows[:, query, key] for query in queries for key in keys) / len(queries)
+            assert torch.allclose(merged[:, i, j], slow, atol=1e-6)
+    assert torch.allclose(merged.sum(-1), torch.ones(()), atol=1e-6)
+
+
 def test_rows_that_cannot_be_merged_are_refused():
     with pytest.raises(ValueError, match="not those of all 1 \\+ 4 x 4 tokens"):
         merge_rows(torch.ones(2, 16, 16), (4, 4), 2, before=1)

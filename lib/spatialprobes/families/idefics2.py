@@ -1,8 +1,9 @@
 """Idefics2: SigLIP patches of pictures of any size, resampled by a perceiver to a fixed number of latents, Mistral decoder.
 
 The vision tokens are latents, so they have no grid and no place in the picture; each may read all of it. The tower does have a
-grid, of the whole patches of each picture, and it is its own: that of no vision token. Pictures in a batch are padded to its
-largest, right and below, and the padding is masked. Knows no prompts and no probe.
+grid, of the whole patches of each picture, and it is its own: that of no vision token; a frame maps to the resized picture, of
+which an incomplete patch at the right or below is not seen. Pictures in a batch are padded to its largest, right and below, and
+the padding is masked. Knows no prompts and no probe.
 """
 
 from __future__ import annotations
