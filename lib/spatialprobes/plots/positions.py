@@ -29,7 +29,7 @@ def accuracy(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         raise ValueError(f"positions.accuracy: {row['group']!r} under {row['condition']!r} stands twice in the table")
     groups, conditions = list(dict.fromkeys(frame["group"])), list(dict.fromkeys(frame["condition"]))
     cells = np.full((len(groups), len(conditions) + 1), np.nan)
-    figure = new_figure(width, 0.9 + 0.32 * len(groups))
+    figure = new_figure(width, 1.1 + 0.32 * len(groups))
     ax = figure.subplots()
     for row in frame.itertuples():
         i, j = groups.index(row.group), conditions.index(row.condition)
@@ -49,5 +49,5 @@ def accuracy(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     ax.tick_params(axis="both", length=0)
     ax.xaxis.tick_top()
     ax.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02, aspect=25).set_label("accuracy (share of questions)")
+    figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02, aspect=25).set_label("accuracy")
     return figure
