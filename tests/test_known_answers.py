@@ -452,7 +452,7 @@ def test_shares_are_those_of_the_planted_heads(bos):
             system, vision = mean[1 : 1 + N_SYSTEM].sum(), mean[FIRST : FIRST + CELLS].sum()
             user = mean[1 + N_SYSTEM : FIRST].sum() + mean[FIRST + CELLS :].sum()
             expected = np.array([system, vision, user]) / (system + vision + user)
-            if np.abs(frame.loc[one.id, ["system", "vision", "user"]].to_numpy(float) - expected).max() > 0.02:
+            if np.abs(frame.loc[one.id, ["system", "vision", "user"]].to_numpy(float) - expected).max() > 0.005:
                 return False
         return True
 
@@ -558,6 +558,7 @@ def early_to_late(frame, seed):
 def test_on_random_weights_no_claim_holds():
     """Architecture and questions as wired, weights as transformers draws them; each claim holds for at most one of 20 models.
 
+    Of the norms this is about this architecture: elsewhere vision vectors can begin longer than words (`norms.untrained`).
     Early against late layers: pictures say how sure a difference is of one model, not whether another draw of its weights would
     have it too; by its sign alone every third of these models has it. So here it is a factor of 2.
     """
@@ -565,7 +566,7 @@ def test_on_random_weights_no_claim_holds():
     held = Counter()
     for seed in SEEDS:
         vlm, asked = norms.untrained(architecture, seed), examples(seed, pictures=6, each=2)
-        spatial = of_place(asked)
+        spatial = of_place(asked)[::2]
         frame = permutation.measure(vlm, asked, draws=1, by="score", seed=seed)
         found = verdicts_of_answers(frame, CHANCE, seed)
         for name, interval, rule in (
