@@ -1,6 +1,8 @@
 """The index from two answer files: how they are read, paired and graded, and what is said of files that do not fit."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -140,6 +142,31 @@ def test_grading_rules(tmp_path, expected, answer, choices, right):
     assert last["correct"].tolist() == [len(answer) > 5] * 2
     with pytest.raises(ValueError, match="grader 'llm' is unknown"):
         read_answers(*paths, "llm")
+
+
+def test_on_pope_a_model_that_always_says_yes_when_permuted_loses_half(tmp_path):
+    """3,000 real questions, half of them yes, six about each of 500 pictures; answers as models give them."""
+    root = os.environ.get("SPATIALPROBES_REAL_DATA")
+    if not root:
+        pytest.skip("SPATIALPROBES_REAL_DATA is not set: no POPE questions here")
+    asked = [json.loads(line) for line in (Path(root) / "questions" / "coco_pope_popular.jsonl").read_text().splitlines()]
+    words = {"yes": "Yes, there is one in the image.", "no": "No, there isn't."}
+    paths = []
+    for name, say in (("original", lambda label: words[label]), ("permuted", lambda label: words["yes"])):
+        rows = [
+            {
+                "entry_id": one["image"],
+                "question": one["text"],
+                "correct_answer": one["label"],
+                "model_response": say(one["label"]),
+            }
+            for one in asked
+        ]
+        paths.append(lines(tmp_path / f"{name}.jsonl", rows))
+    found = psi_from_answers(*paths, chance={"all": 0.5}).iloc[0]
+    assert (found["n"], found["clusters"]) == (3000, 500)
+    assert (found["accuracy"], found["accuracy_permuted"]) == (1.0, 0.5)
+    assert found["psi"] == found["psi_at_chance"] == 0.5 and 0.48 < found["low"] < 0.5 < found["high"] < 0.52
 
 
 def test_unmatched_ids_are_counted_and_listed(tmp_path):

@@ -131,6 +131,7 @@ def _rows(frame: pd.DataFrame, ax: Axes | None, width: str) -> tuple[Axes, dict[
         ax = new_figure(width, 0.9 + 0.26 * (bottom + 0.3)).subplots()
     for kind, top in headings.items():
         look = {"color": COLOURS.get(kind, "#000000"), "weight": "bold", "va": "center", "parse_math": False}
+        look |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}  # over the line at 0
         ax.text(0.0, top, kind, transform=ax.get_yaxis_transform(), **look)
     ax.set_yticks(list(places.values()), [_label(frame, group) for group in places], parse_math=False)
     ax.tick_params(axis="y", length=0)
