@@ -16,6 +16,7 @@ from spatialprobes.answers import score
 from spatialprobes.capture import capture
 from spatialprobes.families.rotary import AXES, rotary_of
 from spatialprobes.intervene import carried, constant, intervene, random_permutations, shifted
+from spatialprobes.rows import added_rows
 from spatialprobes.vlm import VLM
 
 KINDS = {
@@ -186,6 +187,13 @@ def test_keys_grow_with_generated_tokens(llava):
     assert [step.keys[1].shape for step in got.steps[:2]] == [(2, 2, held, 16), (2, 2, held + 1, 16)]
     assert [step.queries[1].shape for step in got.steps[:2]] == [(2, 4, 1, 16)] * 2
     assert torch.allclose(got.steps[1].keys[1][:, :, :held], got.steps[0].keys[1])
+
+
+def test_without_a_mask_a_row_sees_the_keys_before_it():
+    found = added_rows(None, True, torch.tensor([[2, 0], [1, -1]]), tokens=3, keys=7)
+    assert (found == 0).sum(-1).tolist() == [[7, 5], [6, 5]]
+    assert (found[0, 1, :5] == 0).all() and (found[0, 1, 5:] == torch.finfo(torch.float32).min).all()
+    assert not added_rows(None, False, torch.tensor([[0]]), tokens=3, keys=7).any()
 
 
 def test_a_visitor_sees_each_layer_as_it_runs_and_nothing_is_kept(llava):
