@@ -75,7 +75,7 @@ class Qwen2VL(Family):
         """One attention call a picture, or, in a windowed block, one a window."""
         thw = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         grids = [(rows, columns) for _, rows, columns in thw.tolist()]
-        merge, blocks = self.merge(model), len(self.part(model, "tower_layers"))
+        merge = self.merge(model)
         places = torch.cat([by_cells(grid, merge) for grid in grids]).reshape(-1, merge**2)
         sizes = [rows * columns for rows, columns in grids]
         pictures = torch.repeat_interleave(torch.arange(len(grids)), torch.tensor(sizes)).reshape(-1, merge**2)
@@ -86,12 +86,13 @@ class Qwen2VL(Family):
             parts = zip(pictures.split(lengths), places.split(lengths), strict=True)
             return [[(int(picture[0]), place)] for picture, place in parts]
 
-        by_block = [calls(self.call_lengths(model, grids, block)) for block in range(blocks)]
-        return TowerRun(grids, 0, merge, by_block)
+        by_block = self.call_lengths(model, grids)
+        known = {lengths: calls(list(lengths)) for lengths in set(by_block)}
+        return TowerRun(grids, 0, merge, [known[lengths] for lengths in by_block])
 
-    def call_lengths(self, model: nn.Module, grids: list[tuple[int, int]], block: int) -> list[int]:
-        """Patches of each attention call of a block of the tower."""
-        return [rows * columns for rows, columns in grids]
+    def call_lengths(self, model: nn.Module, grids: list[tuple[int, int]]) -> list[tuple[int, ...]]:
+        """Of each block of the tower, the patches of each of its attention calls."""
+        return [tuple(rows * columns for rows, columns in grids)] * len(self.part(model, "tower_layers"))
 
     def merge(self, model: nn.Module) -> int:
         """Patches along each side of a cell."""
@@ -128,10 +129,11 @@ class Qwen2_5VL(Qwen2VL):
     def order(self, model: nn.Module, grids: list[tuple[int, int]]) -> Int[Tensor, " cell"]:
         return self._windows(model, grids)[0]
 
-    def call_lengths(self, model: nn.Module, grids: list[tuple[int, int]], block: int) -> list[int]:
-        if block in model.config.vision_config.fullatt_block_indexes:
-            return super().call_lengths(model, grids, block)
-        return self._windows(model, grids)[1].diff().tolist()
+    def call_lengths(self, model: nn.Module, grids: list[tuple[int, int]]) -> list[tuple[int, ...]]:
+        windows = tuple(self._windows(model, grids)[1].diff().tolist())
+        whole = model.config.vision_config.fullatt_block_indexes
+        pictures = super().call_lengths(model, grids)
+        return [lengths if block in whole else windows for block, lengths in enumerate(pictures)]
 
     def _windows(self, model: nn.Module, grids: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Cells in the order of windows, and where each window ends, in patches, by transformers' own rule."""
