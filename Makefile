@@ -19,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  Options of figures: SUITE=lab (full, on real checkpoints, comes with the sections)  ONLY='swap-*'  JOBS=2 (runs at a time; the threads are divided among them)  PROFILE=local|slurm"
+	@echo "  Options of figures: SUITE=lab (or full: real checkpoints, needs a GPU and downloads)  ONLY='swap-*'  JOBS=2 (runs at a time; the threads are divided among them)  PROFILE=local|slurm"
 	@echo "  Python: 3.11 to 3.13; choose one with PYTHON=/path/to/python. Now: $(or $(PYTHON),none found)"
 	@echo "  torch: PyPI's build for Linux brings CUDA along. For another build (CPU alone, another CUDA), make .venv first and install"
 	@echo "         torch there with the command that pytorch.org gives for your machine, at the version of requirements.lock; then"

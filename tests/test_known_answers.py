@@ -50,7 +50,8 @@ from spatialprobes.answers import answer
 from spatialprobes.claims import judge
 from spatialprobes.intervene import carried, intervene, random_permutations, shifted
 from spatialprobes.probes import balance, grounding, hidden_norms, norms, permutation, positions, rope
-from spatialprobes.stats import ratio
+from spatialprobes.probes.psi import if_above_chance
+from spatialprobes.stats import Interval
 from spatialprobes.vlm import VLM
 
 SEEDS = range(20)
@@ -509,22 +510,22 @@ def test_the_row_that_emits_the_answer_looks_at_the_patch_and_the_answers_own_ro
     in_19_of_20(found)
 
 
-# Claims: as the notebooks' rules stand; what a claim about answers needs besides is that they are better than chance
+# Claims: as the notebooks state them
 
 
 def verdicts_of_answers(frame, chance, seed=0):
     """Of the permutation of one or several models: {claim: verdict}."""
     found = {}
-    for row in permutation.psi_table(frame, by="kind", seed=seed).itertuples():
-        rule = {"semantic": "high(PSI) < .02", "spatial": "low(PSI) > .25"}[row.group]
-        found[f"psi.{row.group}"] = judge(rule, row.psi, row.low, row.high)
-        part = frame[frame["kind"] == row.group]
-        fell = permutation.drop(part, seed)
-        rule = {"semantic": "high(drop) < .02", "spatial": "low(drop) > .25"}[row.group]
-        found[f"permutation.{row.group}"] = judge(rule, fell.estimate, fell.low, fell.high)
-    in_place = permutation.summary(frame, chance, seed).query("permutation == 'in place'").set_index("kind")
-    above = in_place["low"] > in_place["chance"]
-    return {name: verdict if above[name.split(".")[1]] else "not above chance" for name, verdict in found.items()}
+    for kind, part in frame.groupby("kind"):
+        index, fell = permutation.psi_table(part, by="kind", seed=seed).iloc[0], permutation.drop(part, seed)
+        index = Interval(index.psi, index.low, index.high, index.n, index.clusters)
+        for name, interval, rules in (
+            ("psi", index, {"semantic": "high(PSI) < .02", "spatial": "low(PSI) > .25"}),
+            ("permutation", fell, {"semantic": "high(drop) < .02", "spatial": "low(drop) > .25"}),
+        ):
+            counts = if_above_chance(interval, part, chance, seed)
+            found[f"{name}.{kind}"] = judge(rules[kind], counts.estimate, counts.low, counts.high)
+    return found
 
 
 def pooled(kind, kinds):
@@ -547,14 +548,6 @@ def test_the_claim_about_places_holds_where_order_is_all_and_fails_where_it_is_n
     assert still["psi.spatial"] == still["permutation.spatial"] == "fails"
 
 
-def early_to_late(frame, seed):
-    """Mean |delta g_V| of the first third of the layers over that of the last, pictures resampled."""
-    third = max(1, LAYERS // 3)
-    size = frame.assign(size=frame["delta_g_v"].abs()).groupby(["layer", "example", "cluster"], as_index=False)["size"].mean()
-    early, late = size[size["layer"] < third], size[size["layer"] >= LAYERS - third]
-    return ratio(*(part["size"].to_numpy() for part in (early, late)), *(part["cluster"] for part in (early, late)), seed=seed)
-
-
 def test_on_random_weights_no_claim_holds():
     """Architecture and questions as wired, weights as transformers draws them; each claim holds for at most one of 20 models.
 
@@ -572,7 +565,7 @@ def test_on_random_weights_no_claim_holds():
         for name, interval, rule in (
             ("norms.ratio", norms.vision_to_text(norms.measure(vlm, asked), seed), "low > 3"),
             ("hidden_norms.decay", hidden_norms.decay(hidden_norms.measure(vlm, spatial), seed=seed), "high < .5"),
-            ("rope.early", early_to_late(rope.measure(vlm, spatial), seed), "low > 2"),
+            ("rope.early", rope.early_over_late(rope.measure(vlm, spatial), seed=seed), "low > 2"),
         ):
             found[name] = judge(rule, interval.estimate, interval.low, interval.high)
         held.update(name for name, verdict in found.items() if verdict == "holds")

@@ -302,17 +302,19 @@ def test_magnitudes_are_taken_before_any_mean():
         rope.by_layer(table(), ["abs_delta_g"])
 
 
-def test_early_minus_late_compares_the_outer_thirds():
-    found = rope.early_minus_late(table())
-    assert (found.estimate, found.n, found.clusters) == (2.0 - 6.0, 3, 2)
-    assert found.low == -6.0 and found.high == pytest.approx(-3.0)
+def test_early_over_late_compares_the_outer_thirds():
+    found = rope.early_over_late(table())
+    assert (found.estimate, found.n, found.clusters) == (pytest.approx(2 / 6), 3, 2)
+    assert found.low == pytest.approx(1 / 3) == found.high  # every example has the same ratio
     seven = pd.concat([table().assign(layer=table()["layer"] + 3 * k) for k in range(3)]).query("layer < 7")
-    values = seven.assign(delta_g_v=seven["layer"] ** 2.0)
-    assert rope.early_minus_late(values).estimate == pytest.approx((0 + 1) / 2 - (25 + 36) / 2)
+    values = seven.assign(delta_g_v=1 + seven["layer"] ** 2.0)
+    assert rope.early_over_late(values).estimate == pytest.approx((1 + 2) / (26 + 37))
+    uneven = table().assign(delta_g_v=lambda rows: rows["delta_g_v"].where(rows["layer"] > 0, rows["example"].eq("e0")))
+    assert rope.early_over_late(uneven).estimate == pytest.approx(1 / 3 / 6)  # the ratio of means, not the mean of ratios
     with pytest.raises(ValueError, match="two layers"):
-        rope.early_minus_late(table().query("layer == 0"))
+        rope.early_over_late(table().query("layer == 0"))
     with pytest.raises(ValueError, match="2 deltas"):
-        rope.early_minus_late(pd.concat([table(), table().assign(delta=2.0)]))
+        rope.early_over_late(pd.concat([table(), table().assign(delta=2.0)]))
 
 
 def test_derivative_error_is_the_worst_of_each_example_on_the_tables_scale():

@@ -189,3 +189,17 @@ def test_published_synthetic_set_adds_up():
     )
     assert found["accuracy_permuted"].round(1).tolist() == [33.4, 23.0, 29.7]
     assert len(published.entropy()) == 9 and published.entropy()["entropy"].between(0, 1).all()
+
+
+def test_an_index_counts_only_where_answers_in_place_beat_blind_ones():
+    found = psi.Interval(0.0, -0.01, 0.01, 20, 20)
+    good = table({"in place": [True] * 19 + [False], "full": [True] * 20})
+    blind = table({"in place": [True, False] * 10, "full": [True, False] * 10}, group="spatial.y")
+    assert psi.if_above_chance(found, good, {"spatial.x": 0.5}) == found
+    hidden = psi.if_above_chance(found, blind, {"spatial.y": 0.5})
+    assert np.isnan(hidden[:3]).all() and hidden[3:] == found[3:]
+    both = pd.concat([good, blind])
+    assert psi.if_above_chance(found, both, {"spatial.x": 0.5, "spatial.y": 0.5}) == found  # .725 against .5
+    assert np.isnan(psi.if_above_chance(found, both, {"spatial.x": 0.5, "spatial.y": 0.95}).estimate)
+    with pytest.raises(KeyError, match=r"spatial\.y"):
+        psi.if_above_chance(found, blind, {"spatial.x": 0.5})

@@ -50,7 +50,7 @@ draws: int = 3  # permutations of each picture's vision tokens
 inits: int = 5  # random initialisations that the norms are compared with; each needs the memory of a second model
 
 # %%
-from spatialprobes.probes import grounding, norms, permutation
+from spatialprobes.probes import grounding, norms, permutation, psi
 from spatialprobes.record import Record
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds import lab, lab_language, lab_questions
@@ -92,8 +92,8 @@ else:
 # %% [markdown]
 # ## Its world
 #
-# **What is in a picture?** Two to four shapes, no colour and no shape twice, each at a known place and depth (nearer is larger).
-# The caption below each picture is written by the world, not by the model.
+# **What is in a picture?** Two to four shapes, no colour and no shape twice, each at a known place and depth (nearer is
+# larger). The caption below each picture is written by the world, not by the model.
 
 # %%
 import numpy as np
@@ -138,8 +138,8 @@ first.assign(question=[e.question for e in asked])[["question", "expected", "ans
 # ## Shuffle its vision tokens and ask again
 #
 # **Does the order of the vision tokens matter?** Between connector and language model, the tokens of the picture change places;
-# the language model's positions stay. Every token is still there. What is lost is their order, and with it which were neighbours;
-# what a token itself carries about its place stays.
+# the language model's positions stay. Every token is still there. What is lost is their order, and with it which were
+# neighbours; what a token itself carries about its place stays.
 
 # %%
 from spatialprobes.intervene import intervene, random_permutations
@@ -153,9 +153,9 @@ both
 
 # %% [markdown]
 # One picture proves nothing. So: many fresh pictures, one question each, several permutations, and intervals that resample
-# pictures. *Semantic* questions ask what is there, *spatial* ones where it is; far or close, which shows as size, is left to the
-# later sections. The scenes are flat: in perspective the smaller object tends to be the higher one, so that size would tell about
-# place. (An interval is never narrower than what so many pictures can exclude, even where all answers agree.)
+# pictures. *Semantic* questions ask what is there, *spatial* ones where it is; far or close, which shows as size, is left to
+# the later sections. The scenes are flat: in perspective the smaller object tends to be the higher one, so that size would tell
+# about place. (An interval is never narrower than what so many pictures can exclude, even where all answers agree.)
 
 # %%
 semantic = lab_questions.examples(count["semantic"], stream, lab_questions.of_kind("semantic"), perspective=0.0)
@@ -176,7 +176,7 @@ for kind, rule, says in (
     ("spatial", "low(drop) > .25", "Permuting the vision tokens costs spatial questions more than 25 points of accuracy."),
 ):
     part = answers[answers["kind"] == kind]
-    drop = permutation.drop(part, seed)
+    drop = psi.if_above_chance(permutation.drop(part, seed), part, chance, seed)  # who knows nothing has nothing to lose
     in_place = part.loc[part["condition"] == permutation.ORIGINAL, "correct"].mean()
     run.claim(f"permutation.{kind}", says, rule=rule, estimate=drop.estimate, low=drop.low, high=drop.high, n=drop.clusters,
               table="answers", required=True, caveat=f"accuracy with the tokens in place: {in_place:.3f}")  # fmt: skip
@@ -185,10 +185,11 @@ unread = 1 - answers.groupby("condition", sort=False)["parsed"].mean()
 print("answers that could not be read:", unread.round(3).to_dict())
 
 # %% [markdown]
-# **Reading.** Where the two marks of a group coincide, the answer does not depend on the order of the tokens. Where the permuted
-# one falls to the tick, it does no better than someone who knows what there is, but not where. The pooled drop depends on the mix
-# of groups: a yes-or-no group can lose half a point at most, one with six answers five sixths. A drop means little for a model
-# whose answers are poor with the tokens in place: look at that accuracy first.
+# **Reading.** Where the two marks of a group coincide, the answer does not depend on the order of the tokens. Where the
+# permuted one falls to the tick, it does no better than someone who knows what there is, but not where. The pooled drop depends
+# on the mix of groups: a yes-or-no group can lose half a point at most, one with six answers five sixths. A drop means little
+# for a model whose answers are poor with the tokens in place: look at that accuracy first. Where it is not above chance, the
+# claims say nothing.
 
 # %% [markdown]
 # ## Norms
@@ -223,16 +224,16 @@ run.claim("norms.ratio", "Vision tokens enter the language model more than three
 print(f"vision / text: {now.estimate:.2f} [{now.low:.2f}, {now.high:.2f}]; {caveat}")
 
 # %% [markdown]
-# **Reading.** The rule asks about the gap, not about its cause. Set the ratio beside its beginnings: as far as they exceed 3 too,
-# the gap is a matter of how embeddings and connector are initialised and of how long a tower's vectors are, not of what the
-# connector learnt.
+# **Reading.** The rule asks about the gap, not about its cause. Set the ratio beside its beginnings: as far as they exceed 3
+# too, the gap is a matter of how embeddings and connector are initialised and of how long a tower's vectors are, not of what
+# the connector learnt.
 
 # %% [markdown]
 # ## Where a word attends
 #
-# **Which patches does the name of an object attend to?** The attention of the word's tokens on the picture, averaged over heads,
-# for each layer; each panel sums to 1. The outline is the object that the word names. Two pictures are an illustration; intervals
-# and controls for such maps belong to section 4.
+# **Which patches does the name of an object attend to?** The attention of the word's tokens on the picture, averaged over
+# heads, for each layer; each panel sums to 1. The outline is the object that the word names. Two pictures are an illustration;
+# intervals and controls for such maps belong to section 4.
 
 # %%
 looked = [e for e in spatial if e.group == "relation.horizontal"][:2]

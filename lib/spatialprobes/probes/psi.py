@@ -49,6 +49,19 @@ def psi(frame: pd.DataFrame, seed: int = 0) -> Interval:
     return Interval(1 - kept.estimate, 1 - max(kept.high, most), 1 - min(kept.low, least), len(original), kept.clusters)
 
 
+def if_above_chance(found: Interval, frame: pd.DataFrame, chance: Mapping[str, float], seed: int = 0) -> Interval:
+    """The same interval where the answers in place are better than blind ones, else one of NaN, of which no claim holds.
+
+    A model that always says "yes" loses nothing when its tokens change places; that says nothing about place. Better: the whole
+    interval of accuracy in place minus chance, over the frame's questions, is above 0. chance: {group: accuracy of the best blind
+    answer}. Raises KeyError for a group that is not in it.
+    """
+    original = _in_place(frame)
+    blind = np.array([chance[group] for group in original["group"]])
+    gained = bootstrap(original["correct"].to_numpy(float) - blind, original["cluster"].to_numpy(), seed=seed)
+    return found if gained.low > 0 else found._replace(estimate=np.nan, low=np.nan, high=np.nan)
+
+
 def psi_table(
     frame: pd.DataFrame, chance: Mapping[str, float] | None = None, by: Literal["group", "kind"] = "group", seed: int = 0
 ) -> pd.DataFrame:

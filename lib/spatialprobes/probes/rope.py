@@ -25,7 +25,7 @@ from spatialprobes.capture import At, Layers, capture
 from spatialprobes.examples import Example
 from spatialprobes.families import ALL, Rotary
 from spatialprobes.intervene import intervene, shifted
-from spatialprobes.stats import Interval, bootstrap
+from spatialprobes.stats import Interval, bootstrap, ratio
 from spatialprobes.vlm import VLM, Batch
 
 if TYPE_CHECKING:
@@ -283,10 +283,12 @@ def effects(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.concat([*found, _means(once.astype({"changed": float}), ["changed"], ["delta"], seed, (0, 1))], ignore_index=True)
 
 
-def early_minus_late(frame: pd.DataFrame, value: str = "abs_delta_g_v", seed: int = 0) -> Interval:
-    """Mean over the first third of the layers minus that over the last third, per example, pictures resampled.
+def early_over_late(frame: pd.DataFrame, value: str = "abs_delta_g_v", seed: int = 0) -> Interval:
+    """Mean over the first third of the layers over that of the last third (ratio of means), pictures resampled.
 
-    value: as in `by_layer`. A third is at least one layer. Raises ValueError for fewer than two layers or more than one delta.
+    The interval says how sure the ratio is of this model; random weights give ratios well on either side of 1.
+    value: as in `by_layer`. A third is at least one layer. Raises ValueError for fewer than two layers, more than one delta, and
+    where the late mean is 0.
     """
     layers = sorted(frame["layer"].unique())
     if len(layers) < 2:
@@ -295,8 +297,8 @@ def early_minus_late(frame: pd.DataFrame, value: str = "abs_delta_g_v", seed: in
         raise ValueError(f"the table holds {count} deltas: give the rows of one")
     third = max(1, len(layers) // 3)
     parts = [_values(frame[frame["layer"].isin(chosen)], value) for chosen in (layers[:third], layers[-third:])]
-    early, late = (part.groupby(["example", "cluster"], sort=False)["value"].mean() for part in parts)
-    return bootstrap(early.to_numpy(), early.index.get_level_values("cluster").to_numpy(), paired=late.to_numpy(), seed=seed)
+    early, late = (part.groupby(["example", "cluster"], as_index=False, sort=False)["value"].mean() for part in parts)
+    return ratio(early["value"], late["value"], early["cluster"], late["cluster"], seed=seed)._replace(n=len(early))
 
 
 def derivative_error(frame: pd.DataFrame, seed: int = 0) -> Interval:
