@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from spatialprobes.plots import CYCLE, need, new_figure
 from spatialprobes.plots.scenes import picture
@@ -141,6 +142,7 @@ def entropy(frame: pd.DataFrame, *, width: str = "one") -> Figure:
     ax.set_yticks(range(len(datasets)), labels, parse_math=False)
     ax.set_ylim(len(datasets) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel("entropy of the map (1: flat)")
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)

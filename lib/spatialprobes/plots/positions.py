@@ -36,7 +36,7 @@ def accuracy(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         cells[i, j], cells[i, -1] = row.accuracy, row.chance
         tint = "black" if row.accuracy > 0.55 else "white"
         ax.text(j, i - 0.14, f"{row.accuracy:.2f}", ha="center", va="center", color=tint, fontsize=7.5)
-        ax.text(j, i + 0.24, f"{row.low:.2f} to {row.high:.2f}", ha="center", va="center", color=tint, fontsize=5.5)
+        ax.text(j, i + 0.24, f"{row.low:.2f}\u2013{row.high:.2f}", ha="center", va="center", color=tint, fontsize=5.5)
     for i, value in enumerate(cells[:, -1]):
         if not np.isnan(value):
             ax.text(len(conditions), i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.55 else "white")
