@@ -1,6 +1,5 @@
 """The notebook of section 2: every cell runs on a random model of each family, says what it lacks, and claims nothing of it."""
 
-import os
 import re
 
 import pandas as pd
@@ -8,6 +7,7 @@ import pytest
 
 from spatialprobes import paths
 from spatialprobes.record import Record
+from spatialprobes.sources import diagnostics
 from spatialprobes.tables import read_table
 
 SCRIPT = paths.root() / "notebooks" / "scripts" / "02_permutation_and_rope.py"
@@ -26,6 +26,14 @@ def run(folder, **parameters):
             assert set(parameters) | {"out"} <= set(scope)
             scope |= {**parameters, "out": str(folder)}
     return scope
+
+
+def study_run(name, root):
+    """A run folder in the study's layout: two pictures, three layers of two heads."""
+    rows = [(f"{e:012d}", layer, head) for e in range(2) for layer in range(3) for head in range(2)]
+    frame = pd.DataFrame(rows, columns=["example", "layer", "head"])
+    frame = frame.assign(delta=1.0, alpha_v=0.4, delta_g_v=0.1 * frame["layer"], delta_alpha_v=0.01 * frame["head"])
+    return diagnostics.write_run(diagnostics.from_tables(name, frame), root)
 
 
 @pytest.fixture
@@ -50,6 +58,7 @@ def test_every_diagnostic_runs_on_every_family(tiny_family, tmp_path, in_noteboo
     assert verdicts["rope.derivative"] == "holds"  # an identity, of any weights
     assert verdicts["psi.semantic"] != "holds" and verdicts["psi.spatial"] != "holds" and verdicts["positions.ids"] != "holds"
     assert len(list((tmp_path / "study").glob("*__sp-0/per_image/*.npz"))) == 3
+    assert len(list((tmp_path / "study").glob("*__sp-0/vectors.npz"))) == 1
 
 
 def test_pictures_of_ones_own_variants_and_answer_files(tiny_llava, tiny_llava_grouped, tmp_path, in_notebooks):
@@ -62,6 +71,7 @@ def test_pictures_of_ones_own_variants_and_answer_files(tiny_llava, tiny_llava_g
     for name, right in (("a", (True, True, True)), ("b", (True, False, False))):
         frame = pd.DataFrame({"id": ["x", "y", "z"], "correct": right})
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    studied = [study_run(name, tmp_path / "study") for name in ("llava-v1.5-7b", "llava-v1.5-7b-normWmean")]
     scope = run(
         tmp_path / "out",
         model=str(tiny_llava),
@@ -73,9 +83,12 @@ def test_pictures_of_ones_own_variants_and_answer_files(tiny_llava, tiny_llava_g
         answers_in_place=str(tmp_path / "a.csv"),
         answers_permuted=str(tmp_path / "b.csv"),
         delta=-2.0,
+        study_runs=" ".join(map(str, studied)),
     )
     tables = tmp_path / "out" / "tables"
     assert set(read_table(tables / "rope.parquet")["model"]) == {"tiny-llava", str(tiny_llava_grouped)}
     assert read_table(tables / "psi_from_files.parquet")["psi"].iloc[0] == pytest.approx(2 / 3)
     assert set(scope["offline"]["example"]) <= {f"{i:012d}.png" for i in range(3)}
-    assert (tables / "compared.parquet").is_file() and os.listdir(tmp_path / "out" / "figures")
+    assert read_table(tables / "compared.parquet")["run"].nunique() == 4
+    figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"diagnostics-comparison", "comparison-as-published", "rope-curves", "balance-shares"} <= figures

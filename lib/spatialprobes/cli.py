@@ -63,7 +63,7 @@ def figures(
     only: Only = "",
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at a time; here the threads are divided among them.", show_default="1, or the profile's"),
+        typer.Option(min=1, help="Runs at a time; here the threads are divided among them.", show_default="2, or the profile's"),
     ] = None,
     profile: Annotated[str, typer.Option(help="Where to run: a folder of profiles/, local or slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due and why, and do nothing.", **OFF)] = False,

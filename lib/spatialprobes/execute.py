@@ -72,8 +72,9 @@ def execute_due(
 ) -> dict[str, Status]:
     """Execute the named runs that are due, needs first, `jobs` at a time, by Snakemake; where all of them stand afterwards.
 
-    profile: a folder of profiles/. In `local` one job is the default, and the processor's threads are divided among the jobs;
-    another profile has its own number of jobs and asks for two threads each. Raises ValueError for an unknown profile.
+    profile: a folder of profiles/. In `local` two jobs are the default (the lab's models are too small for two threads to pay),
+    one where there is one processor, and its threads are divided among the jobs; another profile has its own number of jobs and
+    asks for two threads each. Raises ValueError for an unknown profile.
     """
     before = statuses(root)
     due = [name for name in names if before[name].state != "complete"]
@@ -84,7 +85,7 @@ def execute_due(
         legal = sorted(path.parent.name for path in (root / "profiles").glob("*/config.yaml"))
         raise ValueError(f"unknown profile {profile!r}; legal: {', '.join(legal) or 'none, profiles/ is empty'}")
     if profile == "local":
-        jobs = jobs or 1
+        jobs = jobs or min(2, processors())
         threads = max(1, processors() // jobs)
         gpus = max(1, *(before[name].run.resources.gpu for name in due))
         at_once = ["--cores", str(threads * jobs), "--resources", f"gpu={gpus}", "--config", f"threads={threads}"]

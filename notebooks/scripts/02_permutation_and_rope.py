@@ -454,9 +454,9 @@ if wanted:
 # ## The study's own layout
 #
 # **Runs that the study's scripts read, and its runs read here.** With `export`, every model's run is written in the study's
-# layout (meta.json, preds.json, per_image/, analysis/); `study_runs` are read from it. The published comparison of models
-# labels its lines by the place of a run among the arguments, so that two of them bear each other's names; mended, each has its
-# own.
+# layout (meta.json, preds.json, per_image/, analysis/, and the token norms in vectors.npz); `study_runs` are read from it. The
+# published comparison of models labels its lines by the place of a run among the arguments, so that two of them bear each
+# other's names; mended, each has its own.
 
 # %%
 from spatialprobes.sources import diagnostics
@@ -468,18 +468,22 @@ for name in vlms:
     whole = attended[(attended["model"] == name) & (attended["prompt"] == "with")]
     tables = {"cmb": balance.cmb(whole), "shares": balance.shares(whole), "images": files if name == main else None}
     runs.append(diagnostics.from_tables(Path(name).name, per_model["rope"], hidden=per_model["hidden"], **tables))
-for one in runs if export else ():
-    print("wrote", diagnostics.write_run(one, export))
-runs += [diagnostics.read_run(folder) for folder in study_runs.split()]
+for name, one in zip(vlms, runs) if export else ():
+    print("wrote", folder := diagnostics.write_run(one, export))
+    print("wrote", norms.write_vectors(lengths[lengths["when"] == name], folder / "vectors.npz"))
+theirs = [diagnostics.read_run(folder) for folder in study_runs.split()]
 
 # %%
-if len(runs) > 1:
-    run.table("compared", diagnostics.by_layer(runs, seed=seed), vlm=every, seed=seed)
-    for definition, says in (("as_published", "labelled by the order of the runs, as published"), ("corrected", "mended")):
-        run.figure("diagnostics.comparison", table="compared", name=f"comparison-{definition}", definition=definition,
-                   caption=f"RoPE sensitivity of several runs by layer, {says}.")  # fmt: skip
+if len(runs) + len(theirs) > 1:
+    run.table("compared", diagnostics.by_layer([*runs, *theirs], seed=seed), vlm=every, seed=seed)
+    run.figure("diagnostics.comparison", table="compared",
+               caption="RoPE sensitivity of several runs by layer, each under its own name.")  # fmt: skip
 else:
     print("one run: nothing to compare; name variants or study_runs")
+if len(theirs) in (2, 3):  # the published labels are those of three models
+    run.table("compared_study", diagnostics.by_layer(theirs, seed=seed), vlm=[], seed=seed)
+    run.figure("diagnostics.comparison", table="compared_study", name="comparison-as-published", definition="as_published",
+               caption="The same of the study's runs, labelled by their order as published.")  # fmt: skip
 
 # %% [markdown]
 # ## Verdicts
