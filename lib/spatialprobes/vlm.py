@@ -23,7 +23,7 @@ from spatialprobes.families.discovery import Discovered, NotDiscovered
 from spatialprobes.families.proofs import prove
 from spatialprobes.images import open_image
 from spatialprobes.loading import ModelError
-from spatialprobes.prompts import Prompt, PromptError, check_template, default_system, render
+from spatialprobes.prompts import PromptError, check_template, default_system, render
 from spatialprobes.seeds import check_seed
 from spatialprobes.spans import Spans, find_spans
 
@@ -217,18 +217,16 @@ class VLM:
         prompts = [
             render(self.processor, placeholder, example, system, self.default_system, answers, spell) for example in examples
         ]
-        rows, layouts = [], []
-        for example, prompt, shown in zip(examples, prompts, which, strict=True):
-            ids, offsets = self._tokenize(prompt)
-            expansion = pictures.tokens[shown]
+        encoded = self._tokenize([prompt.text for prompt in prompts])
+        seen = [[token == image_id for token in expansion] for expansion in pictures.tokens]
+        rows, layouts, most = [], [], self.max_tokens
+        for example, ids, offsets, shown in zip(examples, *encoded, which, strict=True):
             before = ids.index(marker)
-            row = ids[:before] + expansion + ids[before + 1 :]
-            if len(row) > self.max_tokens:
-                raise PromptError(
-                    f"example {example.id!r}: its prompt has {len(row)} tokens, the model has {self.max_tokens} positions"
-                )
+            row = ids[:before] + pictures.tokens[shown] + ids[before + 1 :]
+            if len(row) > most:
+                raise PromptError(f"example {example.id!r}: its prompt has {len(row)} tokens, the model has {most} positions")
             rows.append(row)
-            layouts.append((offsets, ids[0] == self.tokenizer.bos_token_id, before, [token == image_id for token in expansion]))
+            layouts.append((offsets, ids[0] == self.tokenizer.bos_token_id, before, seen[shown]))
         length = max(map(len, rows))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         inputs = {
@@ -244,10 +242,11 @@ class VLM:
         ]
         return Batch(inputs, spans, list(examples), list(which))
 
-    def _tokenize(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Ids and offsets of each. They are of one template, which writes its bos before all of them or before none."""
         bos = self.tokenizer.bos_token
-        own_bos = bos is not None and prompt.text.startswith(bos)
-        encoded = self.tokenizer(prompt.text, add_special_tokens=not own_bos, return_offsets_mapping=True)
+        own_bos = bos is not None and texts[0].startswith(bos)
+        encoded = self.tokenizer(texts, add_special_tokens=not own_bos, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
