@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,47 +42,60 @@ def find_spans(
     before: how many precede the placeholder. picture: for each token in its place, whether it is a vision token.
     start: tokens of padding on the left. length: tokens of the row.
     """
-    n = len(picture)
-    places = [start + i if i < before else start + i + n - 1 for i in range(len(offsets))]
-    parts: dict[str, list[int]] = {part: [] for part in PARTS}
-    parts["vision"] = [start + before + i for i, vision in enumerate(picture) if vision]
-    parts["role"] = [start + before + i for i, vision in enumerate(picture) if not vision]
-    ranges = {"system": prompt.system, "user": prompt.user, "answer": prompt.answer}
-    for i, (place, offset) in enumerate(zip(places, offsets, strict=True)):
-        if i == before:
-            continue
-        part = next((part for part, span in ranges.items() if _overlap(offset, span)), "role")
-        parts["bos" if i == 0 and has_bos else part].append(place)
-    tokens = [(place, offset) for i, (place, offset) in enumerate(zip(places, offsets, strict=True)) if i != before]
-    index = {part: torch.tensor(sorted(found), dtype=torch.long) for part, found in parts.items()}
+    first, after = start + before, start + before + len(picture)
     return Spans(
-        example, **index, grid=grid, frame=frame, start=start, length=length, text=prompt.text, ranges=ranges, tokens=tokens
+        example,
+        vision=torch.tensor([first + i for i, vision in enumerate(picture) if vision], dtype=torch.long),
+        grid=grid,
+        frame=frame,
+        start=start,
+        length=length,
+        text=prompt.text,
+        has_bos=has_bos,
+        beside=[first + i for i, vision in enumerate(picture) if not vision],
+        ranges={"system": prompt.system, "user": prompt.user, "answer": prompt.answer},
+        tokens=[*enumerate(offsets[:before], start), *enumerate(offsets[before + 1 :], after)],
     )
+
+
+def _of_text(part: str) -> property:
+    return property(lambda spans: spans._text_parts[part])
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Token indices of one example in its batch, each part a sorted LongTensor (empty where absent).
+    """Token indices of one example in its batch: `bos`, `system`, `vision`, `user`, `role` and `answer`.
 
+    Each is a sorted LongTensor, empty where the part is absent; those of the text are made when one is first asked for.
     example: its id. grid: (rows, columns) of `vision` in raster order, None where vision tokens have no grid. frame: the map
     from fractions of the picture to fractions of what the model sees. start: the first token that is not padding.
     length: tokens of the row, padding included. text: the prompt before the picture's placeholder was expanded.
+    has_bos: whether the first token is bos. beside: tokens in the placeholder's place that are not vision tokens.
+    ranges: characters of the parts of the text. tokens: (index, characters) of each token of the text.
     """
 
     example: str
-    bos: Int[Tensor, " bos"]
-    system: Int[Tensor, " system"]
     vision: Int[Tensor, " vision"]
-    user: Int[Tensor, " user"]
-    role: Int[Tensor, " role"]
-    answer: Int[Tensor, " answer"]
     grid: tuple[int, int] | None
     frame: Frame
     start: int
     length: int
     text: str
+    has_bos: bool
+    beside: list[int] = field(repr=False)
     ranges: dict[str, tuple[int, int]] = field(repr=False)
     tokens: list[tuple[int, tuple[int, int]]] = field(repr=False)
+
+    bos, system, user, role, answer = map(_of_text, ("bos", "system", "user", "role", "answer"))
+
+    @cached_property
+    def _text_parts(self) -> dict[str, Int[Tensor, " token"]]:
+        found: dict[str, list[int]] = {part: [] for part in PARTS if part != "vision"}
+        found["role"] += self.beside
+        for place, offset in self.tokens:
+            part = next((part for part, span in self.ranges.items() if _overlap(offset, span)), "role")
+            found["bos" if self.has_bos and place == self.start else part].append(place)
+        return {part: torch.tensor(sorted(places), dtype=torch.long) for part, places in found.items()}
 
     def parts(self) -> dict[str, Int[Tensor, " token"]]:
         """All parts by name; together they are every token that is not padding, once."""
