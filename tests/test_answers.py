@@ -61,6 +61,21 @@ def test_scores_equal_slow_teacher_forcing(vlm, prefix_cache):
     assert (found["normalised"] * found["tokens"]).tolist() == pytest.approx(expected, abs=TOLERANCE)
 
 
+def test_choices_that_differ_in_their_last_tokens_alone_are_run_as_one(vlm):
+    """Nothing is read after the last token of a choice, so that all choices of one token read the same row."""
+    asked = [dataclasses.replace(one, choices=["left", "right", "left of", "left by", "red"]) for one in examples(3)]
+    rows = []
+    hook = vlm.family.decoder(vlm.model).register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(vlm.family.decoder_call(args, kwargs)[0]), with_kwargs=True
+    )
+    score(vlm, asked, prefix_cache=True)
+    hook.remove()
+    assert rows == [
+        len({one.cluster for one in asked}),
+        2 * len(asked),
+    ]  # pictures; first and second tokens
+
+
 @pytest.mark.parametrize("system", ["default", None, "where is it"])
 def test_logits_after_a_shared_prefix_equal_those_of_whole_prompts(vlm, system):
     asked = shared_pictures(examples(9, pictures=2))

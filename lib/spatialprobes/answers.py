@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from spatialprobes.examples import Example
 from spatialprobes.parsing import parse, plain
-from spatialprobes.prefix import prefill, shared_pictures
-from spatialprobes.vlm import VLM, Batch, PromptError
+from spatialprobes.prefix import answer_logits, prefill, shared_pictures
+from spatialprobes.vlm import VLM, PromptError
 
 __all__ = ["answer", "generate", "parse", "score"]
 
@@ -142,32 +142,17 @@ def score(
 def _answer_logprobs(vlm: VLM, chunk: list[Example], share: bool, system: str | None) -> list[tuple[float, int]]:
     """Summed log-probability of each example's answer, and its number of tokens."""
     if share:
-        batch, cache, held = prefill(vlm, shared_pictures(chunk), system, answers=True)
-        options = {"past_key_values": cache, "use_cache": True}
+        batch, logits = answer_logits(vlm, shared_pictures(chunk), system)
     else:
-        batch, held, options = vlm.encode(chunk, system, answers=True), 0, {}
-    length = batch.input_ids.shape[1]
-    answers = [spans.answer + length - spans.length for spans in batch.spans]
-    keep = length + 1 - min(int(index.min()) for index in answers)
-    logits = vlm.forward(_from(batch, held), logits_to_keep=keep, **options).logits
-    first = length - logits.shape[1]
+        batch = vlm.encode(chunk, system, answers=True)
+        first = min(int(spans.answer[0]) for spans in batch.spans) - 1
+        kept = vlm.forward(batch, logits_to_keep=batch.input_ids.shape[1] - first).logits
+        logits = [kept[row, spans.answer.to(kept.device) - 1 - first] for row, spans in enumerate(batch.spans)]
     scores = []
-    for row, index in enumerate(answers):
-        logprobs = logits[row, index.to(logits.device) - 1 - first].float().log_softmax(-1)
-        tokens = batch.input_ids[row, index.to(logits.device)]
-        scores.append((float(logprobs.gather(-1, tokens[:, None]).sum()), len(index)))
+    for row, (spans, own) in enumerate(zip(batch.spans, logits, strict=True)):
+        tokens = batch.input_ids[row, spans.answer.to(own.device)]
+        scores.append((float(own.float().log_softmax(-1).gather(-1, tokens[:, None]).sum()), len(tokens)))
     return scores
-
-
-def _from(batch: Batch, held: int) -> Batch:
-    """The batch without the tokens that a cache holds; the mask still covers all."""
-    if not held:
-        return batch
-    inputs = dict(batch.inputs)
-    for name, value in inputs.items():
-        if name != "attention_mask":
-            inputs[name] = value[..., held:]
-    return replace(batch, inputs=inputs)
 
 
 def _check(vlm: VLM, examples: Sequence[Example]) -> None:

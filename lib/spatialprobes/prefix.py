@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,8 +19,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from spatialprobes.examples import Example
+from spatialprobes.families import Pictures
 from spatialprobes.images import open_image
-from spatialprobes.vlm import VLM, Batch
+from spatialprobes.vlm import VLM, Batch, Spans
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def shared_pictures(examples: Sequence[Example]) -> list[Example]:
@@ -42,9 +46,7 @@ def shared_pictures(examples: Sequence[Example]) -> list[Example]:
 
 
 @torch.no_grad()
-def prefill(
-    vlm: VLM, examples: Sequence[Example], system: str | None, answers: bool = False, new_tokens: int = 0
-) -> tuple[Batch, DynamicCache, int]:
+def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, new_tokens: int = 0) -> tuple[Batch, DynamicCache, int]:
     """Run the prefixes of these prompts once per distinct picture. new_tokens: how many are expected after the prompts.
 
     Returns the batch of whole prompts, prefix and rest each left-padded (so there may be padding between them), without the
@@ -52,22 +54,58 @@ def prefill(
     number of tokens that it holds.
     """
     pictures, which = vlm.pictures(examples)
-    whole = vlm.assemble(examples, pictures, which, system, answers)
-    ends = [int(spans.vision.max()) + 1 for spans in whole.spans]
-    starts = [spans.start for spans in whole.spans]
-    first = [which.index(picture) for picture in range(len(pictures.tokens))]
-    prefix = _cut(whole, [(row, starts[row], ends[row]) for row in first])
-    rest = _cut(whole, [(row, end, whole.input_ids.shape[1]) for row, end in enumerate(ends)])
+    whole = vlm.assemble(examples, pictures, which, system)
+    return _prefill(vlm, whole, pictures, [(row, spans.length) for row, spans in enumerate(whole.spans)], new_tokens)
 
-    shown = [whole.examples[row] for row in first]
+
+@torch.no_grad()
+def answer_logits(vlm: VLM, examples: Sequence[Example], system: str | None) -> tuple[Batch, list[Float[Tensor, "token word"]]]:
+    """The prompts with their answers, without the picture tensors, and for each the logits of its answer's tokens.
+
+    No logits depend on the answer's last token or on what follows it: prompts that differ only in these are run as one.
+    """
+    pictures, which = vlm.pictures(examples)
+    whole = vlm.assemble(examples, pictures, which, system, answers=True)
+    lasts = [int(spans.answer[-1]) for spans in whole.spans]
+    ids = whole.input_ids.tolist()
+    read = [(which[row], *ids[row][_end(whole.spans[row]) : last]) for row, last in enumerate(lasts)]
+    places = {key: place for place, key in enumerate(dict.fromkeys(read))}
+    run = [read.index(key) for key in places]
+    batch, cache, held = _prefill(vlm, whole, pictures, [(row, lasts[row]) for row in run])
+    inputs = {name: value if name == "attention_mask" else value[..., held:] for name, value in batch.inputs.items()}
+    keep = max(last + 1 - int(spans.answer[0]) for last, spans in zip(lasts, whole.spans, strict=True))
+    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": keep}
+    logits = vlm.forward(replace(batch, inputs=inputs), **options).logits
+    return whole, [
+        logits[places[key], (spans.answer - last - 1).to(logits.device)]
+        for key, last, spans in zip(read, lasts, whole.spans, strict=True)
+    ]
+
+
+def _end(spans: Spans) -> int:
+    """Where the rest of a prompt begins: what questions about its picture don't share."""
+    return int(spans.vision[-1]) + 1
+
+
+def _prefill(
+    vlm: VLM, whole: Batch, pictures: Pictures, pieces: list[tuple[int, int]], new_tokens: int = 0
+) -> tuple[Batch, DynamicCache, int]:
+    """As `prefill`, for these (row, end) of assembled prompts, of every picture at least one."""
+    which = [whole.which[row] for row, _ in pieces]
+    firsts = [pieces[which.index(picture)][0] for picture in range(len(pictures.tokens))]
+    prefix = _cut(whole, [(row, whole.spans[row].start, _end(whole.spans[row])) for row in firsts])
+    rest = _cut(whole, [(row, _end(whole.spans[row]), end) for row, end in pieces])
+
     inputs = {**prefix, **vlm.to_device(pictures.inputs)}
     cache = DynamicCache(config=vlm.model.config)
-    with vlm.running(Batch(inputs, [], shown, list(range(len(first))))):
+    with vlm.running(Batch(inputs, [], [whole.examples[row] for row in firsts], list(range(len(firsts))))):
         vlm.family.forward(vlm.model, inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     index = torch.tensor(which, device=vlm.device)
     _repeat(cache, which, rest["input_ids"].shape[1] + new_tokens)
     joined = {name: torch.cat([value.index_select(value.ndim - 2, index), rest[name]], dim=-1) for name, value in prefix.items()}
-    return Batch(joined, whole.spans, whole.examples, which), cache, prefix["input_ids"].shape[1]
+    rows = [row for row, _ in pieces]
+    batch = Batch(joined, [whole.spans[row] for row in rows], [whole.examples[row] for row in rows], which)
+    return batch, cache, prefix["input_ids"].shape[1]
 
 
 def _repeat(cache: DynamicCache, rows: list[int], room: int) -> None:
