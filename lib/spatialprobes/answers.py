@@ -101,7 +101,7 @@ def generate(
             options = {"past_key_values": cache}
         else:
             batch, options = vlm.encode(chunk, system), {}
-        tokens = vlm.generate(batch, max_new_tokens, temperature, seed, **options)
+        tokens = vlm.generate(batch, max_new_tokens, temperature, seed, **options).cpu()
         for example, text, row in zip(chunk, vlm.decode(tokens), tokens, strict=True):
             texts[example.id] = (text, vlm.answer_length(row))
     return pd.DataFrame([{"id": one.id, "text": texts[one.id][0], "tokens": texts[one.id][1]} for one in examples])

@@ -316,8 +316,8 @@ class VLM:
 
     def answer_length(self, tokens: Int[Tensor, " new_token"]) -> int:
         """Tokens of one generated row up to its end, the end included."""
-        ends = torch.isin(tokens, torch.tensor(self._ends, device=tokens.device)).nonzero()
-        return int(ends[0]) + 1 if len(ends) else len(tokens)
+        ends = self._ends
+        return next((n for n, token in enumerate(tokens.tolist(), 1) if token in ends), len(tokens))
 
     # What enters the language model
 
