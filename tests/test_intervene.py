@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import examples
+from tiny import examples, picture
 
 from spatialprobes.answers import answer, generate, score
-from spatialprobes.intervene import intervene, random_permutations
+from spatialprobes.intervene import carried, intervene, random_permutations
 from spatialprobes.vlm import VLM
 
 TOLERANCE = 1e-5
@@ -183,3 +183,25 @@ def test_random_permutations_are_permutations_decided_by_the_seed():
     assert torch.equal(drawn.sort(-1).values, torch.arange(36).expand(5, -1))
     assert torch.equal(drawn, random_permutations(36, 5, seed=2))
     assert not torch.equal(drawn, random_permutations(36, 5, seed=3))
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+@pytest.mark.parametrize("clusters", [3, 0])
+def test_one_picture_under_several_clusters_is_permuted_for_each(vlm, tmp_path, clusters, as_path):
+    """Prefixes are shared within a cluster alone (without one, the id stands in): else all got the permutation of its first."""
+    shown = picture(0)
+    if as_path:
+        shown.save(shown := tmp_path / "picture.png")
+    asked = [
+        dataclasses.replace(one, image=shown, cluster=f"c{i % clusters}" if clusters else "") for i, one in enumerate(examples(6))
+    ]
+    names = list(dict.fromkeys(one.cluster or one.id for one in asked))
+    permutations = dict(zip(names, random_permutations(36, len(names), seed=4), strict=True))
+    plain = score(vlm, asked)["logprob"]
+    for options in ({"permute": permutations}, {"positions": carried(permutations)}):
+        with intervene(vlm, **options):
+            whole, shared = (score(vlm, asked, prefix_cache=prefix_cache)["logprob"] for prefix_cache in (False, True))
+            said, said_shared = (answer(vlm, asked, prefix_cache=prefix_cache)["text"].tolist() for prefix_cache in (False, True))
+        assert (shared - whole).abs().max() < TOLERANCE
+        assert said_shared == said
+        assert (whole - plain).abs().max() > 1e-3

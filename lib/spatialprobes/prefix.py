@@ -28,20 +28,25 @@ if TYPE_CHECKING:
 
 
 def shared_pictures(examples: Sequence[Example]) -> list[Example]:
-    """The same examples, those of one cluster with pixel-equal pictures showing one and the same picture object."""
+    """The same examples, those of one cluster with pixel-equal pictures showing one and the same picture object.
+
+    Those of different clusters (the id where an example has none) never do: interventions by cluster act on their prefixes.
+    """
     opened: dict[str, list[Image.Image]] = {}
     by_source: dict[Any, Image.Image] = {}
     found = []
     for example in examples:
+        cluster = example.cluster or example.id
         source = example.image if isinstance(example.image, str) or hasattr(example.image, "__fspath__") else id(example.image)
-        if (source, example.cluster) not in by_source:
+        if (source, cluster) not in by_source:
             picture = open_image(example.image)
-            known = opened.setdefault(example.cluster, [])
+            known = opened.setdefault(cluster, [])
             same = next((one for one in known if one.size == picture.size and one.tobytes() == picture.tobytes()), None)
             if same is None:
-                known.append(picture)
-            by_source[source, example.cluster] = picture if same is None else same
-        found.append(replace(example, image=by_source[source, example.cluster]))
+                same = picture.copy()  # a picture that is open already may be shown by other clusters too
+                known.append(same)
+            by_source[source, cluster] = same
+        found.append(replace(example, image=by_source[source, cluster]))
     return found
 
 
@@ -49,6 +54,7 @@ def shared_pictures(examples: Sequence[Example]) -> list[Example]:
 def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, new_tokens: int = 0) -> tuple[Batch, DynamicCache, int]:
     """Run the prefixes of these prompts once per distinct picture. new_tokens: how many are expected after the prompts.
 
+    examples: from `shared_pictures`.
     Returns the batch of whole prompts, prefix and rest each left-padded (so there may be padding between them), without the
     picture tensors, its spans those of the prompts before they were cut; the cache of the prefixes, one row per prompt; and the
     number of tokens that it holds.
@@ -62,6 +68,7 @@ def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, new_token
 def answer_logits(vlm: VLM, examples: Sequence[Example], system: str | None) -> tuple[Batch, list[Float[Tensor, "token word"]]]:
     """The prompts with their answers, without the picture tensors, and for each the logits of its answer's tokens.
 
+    examples: from `shared_pictures`.
     No logits depend on the answer's last token or on what follows it: prompts that differ only in these are run as one.
     """
     pictures, which = vlm.pictures(examples)
