@@ -6,6 +6,7 @@ Knows words alone. What is not clearly one choice is left unparsed and counted, 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
 NEGATIONS = r"\b(?:not|never|no|neither|nor|without|cannot|\w+n['’]t)\b"
@@ -22,7 +23,7 @@ def parse(text: str, choices: Sequence[str]) -> str | None:
     """
     if not choices:
         raise ValueError("parse needs at least one choice")
-    found = [match for match in _matches(text, choices) if not _negated(text, match)]
+    found = _not_negated(text, _matches(text, choices))
     if not found:
         return None
     first = found[0]
@@ -52,6 +53,14 @@ def _matches(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
     return kept
 
 
-def _negated(text: str, match: tuple[int, int, str]) -> bool:
-    clause = re.split(r"[.;:!?,\n]|\bbut\b", text[: match[0]], flags=re.IGNORECASE)[-1]
-    return re.search(NEGATIONS, clause, re.IGNORECASE) is not None
+def _not_negated(text: str, matches: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Those that no negation precedes in their clause. Clauses and negations are found once, for texts of any length."""
+    clauses = [0, *(end.end() for end in re.finditer(r"[.;:!?,\n]|\bbut\b", text, re.IGNORECASE))]
+    spans = [negation.span() for negation in re.finditer(NEGATIONS, text, re.IGNORECASE)]
+    starts, ends = [-1, *(start for start, _ in spans)], [-1, *(end for _, end in spans)]
+
+    def negated(at: int) -> bool:
+        clause, latest = clauses[bisect_right(clauses, at) - 1], starts[bisect_right(ends, at) - 1]
+        return latest >= clause
+
+    return [match for match in matches if not negated(match[0])]
