@@ -287,7 +287,7 @@ def test_summaries_are_means_over_examples_with_pictures_resampled(frame):
     [
         ({"layers": [7]}, "layer with attention 7 is not there; 0, 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(vlm, options, message):

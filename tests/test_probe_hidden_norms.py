@@ -180,7 +180,7 @@ def test_bad_input_is_one_line(vlm, frame):
     for options, message in (
         ({"layers": [5]}, "hidden layer 5 is not there; 0, 1, 2, or 'all', 'norm'"),
         ({"kind": "l1"}, "kind='l1' is unknown; 'l2' or 'rms'"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             hidden_norms.measure(vlm, asked, **options)

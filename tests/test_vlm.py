@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import SYSTEM, examples, picture, save_llava
 
+from spatialprobes.answers import generate, score
 from spatialprobes.families import Frame, family_of, fit_picture
 from spatialprobes.loading import choose_dtype, weights_digest
+from spatialprobes.probes import balance, grounding, hidden_norms, norms, permutation, positions, rope
 from spatialprobes.vlm import VLM, ModelError, PromptError
 
 TOLERANCE = 1e-5
@@ -155,9 +158,30 @@ def test_a_temperature_that_is_none_is_refused(vlm, temperature):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_nothing_is_refused(vlm, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
-        vlm.vision_features(examples(2), batch_size=batch_size)
+def test_a_batch_of_nothing_is_refused_wherever_one_is_made(vlm, batch_size):
+    asked = examples(2)
+    calls = [
+        lambda **options: grounding.measure(vlm, asked, {"e0": ["red"]}, **options),
+        *(
+            partial(takes, vlm, asked)
+            for takes in (
+                VLM.vision_features,
+                generate,
+                score,
+                norms.measure,
+                hidden_norms.measure,
+                balance.measure,
+                permutation.measure,
+                positions.measure,
+                rope.measure,
+                rope.rerun,
+                grounding.with_generated_answers,
+            )
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^batch_size={batch_size} must be at least 1$"):
+            call(batch_size=batch_size)
 
 
 # Loading

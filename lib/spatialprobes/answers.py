@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.parsing import parse, plain
 from spatialprobes.prefix import answer_logits, prefill, shared_pictures
 from spatialprobes.vlm import VLM, PromptError
@@ -186,8 +186,6 @@ def _shares(vlm: VLM, examples: Sequence[Example], prefix_cache: PrefixCache) ->
 
 def _batches(examples: Sequence[Example], batch_size: int, share: bool) -> Iterator[list[int]]:
     """Indices of the examples, in batches of similar length, or, where pictures are shared, cluster by cluster."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
     clusters: dict[str, int] = {}
     for one in examples:
         clusters.setdefault(one.cluster or one.id, len(clusters))
@@ -196,7 +194,5 @@ def _batches(examples: Sequence[Example], batch_size: int, share: bool) -> Itera
         one = examples[i]
         return clusters[one.cluster or one.id] if share else -len(one.question or "") - len(one.answer or "")
 
-    order = sorted(range(len(examples)), key=key)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="answers", unit="batch", leave=False, disable=len(starts) < BARS_FROM):
-        yield order[start : start + batch_size]
+    found = batches(sorted(range(len(examples)), key=key), batch_size)
+    yield from tqdm(found, desc="answers", unit="batch", leave=False, disable=len(found) < BARS_FROM)

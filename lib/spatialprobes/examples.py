@@ -5,14 +5,16 @@ Knows nothing of models, prompts or files formats; a source (``worlds/``, ``sour
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,13 @@ class Example:
     objects: list[Object] = field(default_factory=list)
     twin: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def batches(items: Sequence[T], batch_size: int) -> list[list[T]]:
+    """Examples, or what stands for them, in their order, batch_size at a time; the last batch may be smaller.
+
+    Raises ValueError for a batch_size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    return [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]

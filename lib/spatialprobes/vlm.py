@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spatialprobes import loading
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
 from spatialprobes.families.discovery import Discovered, NotDiscovered
 from spatialprobes.families.proofs import prove
@@ -327,16 +327,14 @@ class VLM:
 
         Needs no question.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        chunks = batches(examples, batch_size)
         if self.by_row_interventions and len(examples) > batch_size:
             raise ValueError(f"one permutation per row holds for one batch: {len(examples)} examples, batch_size {batch_size}")
         features: list[Tensor] = []
-        for start in range(0, len(examples), batch_size):
-            chunk = examples[start : start + batch_size]
+        for chunk in chunks:
             pictures, which = self.pictures(chunk)
             inputs = self.to_device(self.family.repeat(pictures.inputs, which))
-            with self.running(Batch(inputs, [], list(chunk), which)):
+            with self.running(Batch(inputs, [], chunk, which)):
                 features += self.family.image_features(self.model, inputs)
         return features
 

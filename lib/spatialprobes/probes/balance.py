@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from spatialprobes.capture import Step, capture
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.spans import Spans
 from spatialprobes.stats import bootstrap
 from spatialprobes.vlm import VLM
@@ -53,12 +53,10 @@ def measure(
     """
     if not examples:
         raise ValueError("no examples were given")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     tables = []
-    for start in range(0, len(examples), batch_size):
-        chunk = list(examples[start : start + batch_size])
+    for chunk in batches(examples, batch_size):
         batch = vlm.encode(chunk, system)
         with capture(vlm, attention_rows=layers) as got:
             tokens = vlm.generate(batch, max_new_tokens)

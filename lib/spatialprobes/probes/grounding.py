@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from spatialprobes.capture import capture
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.probes.balance import first_token
 from spatialprobes.spans import Spans
 from spatialprobes.stats import bootstrap
@@ -52,13 +52,12 @@ def measure(
     frame: a cell's place in what the model sees is scale x (place in the picture) + shift, in fractions, for each axis.
     Nothing is drawn: ``seed`` is there because every probe takes one.
     Raises KeyError for an id that no example has (naming the nearest) and for a word that is not in the text (naming those that
-    are), ValueError for an unknown choice, without words, and for vision tokens without a grid.
+    are), ValueError for an unknown choice, without words, for batch_size below 1, and for vision tokens without a grid.
     """
     _check(row=(row, get_args(Row)), part=(part, ("user", "answer")), bos=(bos, ("keep", "drop")))
     asked = _asked(examples, words)
     frames = []
-    for start in range(0, len(asked), batch_size):
-        chunk = asked[start : start + batch_size]
+    for chunk in batches(asked, batch_size):
         batch = vlm.encode([example for example, _ in chunk], system, answers=part == "answer")
         tokens = [_rows(spans, word, row, part) for spans, (_, word) in zip(batch.spans, chunk, strict=True)]
         for spans in batch.spans:
@@ -120,8 +119,7 @@ def with_generated_answers(
     was run.
     """
     found = []
-    for start in range(0, len(examples), batch_size):
-        chunk = list(examples[start : start + batch_size])
+    for chunk in batches(examples, batch_size):
         tokens = vlm.generate(vlm.encode(chunk, system), max_new_tokens)
         said = [dataclasses.replace(one, answer=text) for one, text in zip(chunk, vlm.decode(tokens), strict=True)]
         for one, row in zip(said, tokens.tolist(), strict=True):

@@ -16,7 +16,7 @@ import torch
 
 from spatialprobes import stats
 from spatialprobes.capture import Layers, capture
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.stats import Interval
 from spatialprobes.vlm import VLM
 
@@ -49,13 +49,10 @@ def measure(
     """
     if not examples:
         raise ValueError("no examples were given")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     length_of = _length_of(kind)
     wanted = [*range(vlm.n_layers + 1), "norm"] if isinstance(layers, str) and layers == "all" else layers
     rows = []
-    for start in range(0, len(examples), batch_size):
-        chunk = list(examples[start : start + batch_size])
+    for chunk in batches(examples, batch_size):
         batch = vlm.encode(chunk, system)
         everywhere = torch.arange(batch.input_ids.shape[1])
         with capture(vlm, hidden=wanted, at=everywhere, reduce=length_of) as got:

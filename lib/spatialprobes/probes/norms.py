@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.sources.arrays import read_npz, write_npz
 from spatialprobes.stats import Interval, ratio
 from spatialprobes.vlm import VLM, Batch
@@ -51,8 +51,8 @@ def measure(
     definition: "corrected" leaves special tokens out (and system prompt and roles, which are no words about the picture);
     "as_published" counts every token of each text alone as the tokenizer gives it, beginning of sequence first.
     cluster: the picture (the id where an example names none). when: a label for the state of the weights, or for the model.
-    Nothing is drawn: ``seed`` is there because every probe takes one. Raises ValueError without examples, for an unknown choice
-    and for an example without captions where they are asked for.
+    Nothing is drawn: ``seed`` is there because every probe takes one. Raises ValueError without examples, for an unknown choice,
+    batch_size below 1 and for an example without captions where they are asked for.
     """
     if not examples:
         raise ValueError("no examples were given")
@@ -65,8 +65,7 @@ def measure(
     in_context = texts == "question" and definition == "corrected"
     table = vlm.text_embeddings().float().norm(dim=-1)
     rows = []
-    for start in range(0, len(examples), batch_size):
-        chunk = list(examples[start : start + batch_size])
+    for chunk in batches(examples, batch_size):
         batch = vlm.encode(chunk) if in_context else None
         for i, (example, features) in enumerate(zip(chunk, vlm.vision_features(chunk), strict=True)):
             ids = _of_the_question(batch, i) if batch else _alone(vlm, example, texts, definition)

@@ -19,7 +19,7 @@ import torch
 
 from spatialprobes import permutations as ways
 from spatialprobes.answers import answer
-from spatialprobes.examples import Example, Object
+from spatialprobes.examples import Example, Object, batches
 from spatialprobes.families import Frame
 from spatialprobes.intervene import intervene, random_permutations
 from spatialprobes.probes.answer_files import psi_from_answers, read_answers
@@ -240,5 +240,4 @@ def _moved(order: Int[Tensor, " token"], grid: ways.Grid | None) -> float:
 
 def _spans(vlm: VLM, pictures: Sequence[Example], batch_size: int) -> list[Spans]:
     """Where the vision tokens of each picture are, and on which grid."""
-    starts = range(0, len(pictures), batch_size)
-    return [spans for start in starts for spans in vlm.encode(pictures[start : start + batch_size]).spans]
+    return [spans for chunk in batches(pictures, batch_size) for spans in vlm.encode(chunk).spans]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spatialprobes.answers import score
 from spatialprobes.capture import At, Layers, capture
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, batches
 from spatialprobes.families import ALL, Rotary
 from spatialprobes.intervene import intervene, shifted
 from spatialprobes.stats import Interval, bootstrap, ratio
@@ -74,8 +74,8 @@ def measure(
     rotary.speeds(axis)  # an axis that is not there is refused before the model runs
     divisors = [max(delta, PUBLISHED_EPSILON) if published else delta for delta in deltas]
     frames = []
-    for start in range(0, len(examples), batch_size):
-        batch = vlm.encode(examples[start : start + batch_size], system)
+    for chunk in batches(examples, batch_size):
+        batch = vlm.encode(chunk, system)
         batch = _with_end(vlm, batch) if published else batch
         found = [[] for _ in batch.examples]
 
@@ -232,8 +232,8 @@ def _run(
 ) -> tuple[pd.DataFrame, dict[str, float], dict[str, int]]:
     """alpha_v by example, layer and head; the expected answers' log-probabilities; the most likely next tokens."""
     frames, words = [], {}
-    for start in range(0, len(examples), batch_size):
-        batch = vlm.encode(examples[start : start + batch_size], system)
+    for chunk in batches(examples, batch_size):
+        batch = vlm.encode(chunk, system)
         with capture(vlm, attention_rows=layers) as got:
             logits = vlm.forward(batch, logits_to_keep=1).logits[:, -1]
         words |= dict(zip(batch.ids, logits.argmax(-1).tolist(), strict=True))
