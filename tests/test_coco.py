@@ -69,6 +69,8 @@ def test_limit_takes_the_first_or_a_seeded_choice(folder):
     assert len(read(folder, limit=9, seed=1)[0]) == 3
     with pytest.raises(ValueError, match="limit=0"):
         read(folder, limit=0)
+    with pytest.raises(ValueError, match="seed=-1 is no seed"):
+        read(folder, limit=2, seed=-1)
 
 
 BAD_IMAGES = [
@@ -118,10 +120,31 @@ def test_what_stands_twice_counts_once(folder):
     )
 
 
+def test_a_file_counts_for_the_first_of_its_ids(folder):
+    content = json.loads((folder / "captions.json").read_text())
+    good, problems = read(folder)
+    write(folder, [*content["images"], {"id": 7, "file_name": "./000000000139.jpg"}], content["annotations"])
+    found, more = read(folder)
+    assert found == good
+    (new,) = [one for one in more if one not in problems]
+    assert new.example == "images[4]" and new.reason == "image 7 has the file of image 139, './000000000139.jpg'"
+
+
+def test_a_name_that_no_file_can_have_is_a_problem(folder):
+    content = json.loads((folder / "captions.json").read_text())
+    good, problems = read(folder)
+    write(folder, [*content["images"], {"id": 7, "file_name": "a" * 5000}], content["annotations"])
+    found, more = read(folder)
+    assert found == good
+    (new,) = [one for one in more if one not in problems]
+    assert (new.example, new.reason) == ("000000000007", "File name too long")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{oops", "captions.json: not JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "captions.json: not JSON that can be read: nested too deep"),
         (b"[]", "no list 'images'; a COCO captions file has"),
         (b'{"images": []}', "no list 'annotations'"),
         (b'{"images": [], "annotations": {}}', "no list 'annotations'"),

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -21,6 +24,16 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 MAX_BYTES = 2_000_000_000  # of the arrays of one file, unpacked
+MAX_HEADER = 4096  # NumPy writes 128 bytes for an array of numbers
+HEADERS = {  # version -> its length field, how it is read
+    (1, 0): ("<H", np.lib.format.read_array_header_1_0),
+    (2, 0): ("<I", np.lib.format.read_array_header_2_0),
+}
+# what NumPy's reader and Python's parser below it raise for headers that NumPy never writes
+MALFORMED = (
+    *(ValueError, TypeError, LookupError, EOFError, struct.error),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
+)
 
 
 def read_npy(path: str | Path, max_bytes: int = MAX_BYTES) -> Shaped[np.ndarray, " *shape"]:
@@ -35,12 +48,16 @@ def read_npz(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Shaped[n
     path, found, left = _existing(path), {}, max_bytes
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    key = name.removesuffix(".npy")
+            for member in archive.infolist():
+                key = member.filename.removesuffix(".npy")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{path}: {key}: packed in a way that NumPy does not use")
+                if key in found:
+                    raise ValueError(f"{path}: {key} stands twice")
+                with archive.open(member) as file:
                     found[key], size = _array(file, f"{path}: {key}", left)
                     left -= size
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable .npz file: {error}") from error
     return found
 
@@ -62,21 +79,37 @@ def write_npz(path: str | Path, arrays: Mapping[str, Shaped[np.ndarray, " *shape
 def _array(file: IO[bytes], name: str, max_bytes: int) -> tuple[Shaped[np.ndarray, " *shape"], int]:
     """The array and its bytes."""
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, by_column, dtype = read_header(file)
-    except KeyError as error:
-        raise ValueError(f"{name}: version {error} of the .npy format is unknown here") from error
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{name}: not a NumPy array: {error}") from error
+        shape, by_column, dtype = _header(file)
+    except MALFORMED as error:
+        raise ValueError(f"{name}: not a NumPy array: {str(error)[:200]}") from error
     if dtype.hasobject:
         raise ValueError(f"{name}: holds objects, which only a pickle could give back; save numbers")
+    if dtype.itemsize == 0 or dtype.subdtype:
+        raise ValueError(f"{name}: holds {dtype!r}, which is no number; save numbers")
+    if any(isinstance(one, bool) or one < 0 for one in shape):  # a negative size would read all that there is
+        raise ValueError(f"{name}: shape {shape}; each must be a whole number from 0")
     if (size := math.prod(shape) * dtype.itemsize) > max_bytes:
         raise ValueError(f"{name}: {size:,} bytes (shape {shape}, {dtype}); at most {max_bytes:,} are read")
     data = file.read(size)
     if len(data) < size:
         raise ValueError(f"{name}: cut short, {len(data):,} bytes of {size:,}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C").copy(), size
+    try:
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C").copy(), size
+    except ValueError as error:  # more dimensions than there are, or an empty array too wide for them
+        raise ValueError(f"{name}: shape {shape}: {error}") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it goes by columns, and type. Raises one of `MALFORMED`."""
+    version = np.lib.format.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"version {version} of the .npy format is unknown here")
+    length_format, read = HEADERS[version]
+    prefix = file.read(struct.calcsize(length_format))
+    (length,) = struct.unpack(length_format, prefix)
+    if length > MAX_HEADER:
+        raise ValueError(f"a header of {length:,} bytes; at most {MAX_HEADER:,}")
+    return read(io.BytesIO(prefix + file.read(length)))
 
 
 def _existing(path: str | Path) -> Path:

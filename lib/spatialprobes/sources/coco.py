@@ -6,7 +6,6 @@ format of cocodataset.org). Nothing is decoded here; questions are the caller's 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 
 from spatialprobes.examples import Example
 from spatialprobes.images import Unreadable
+from spatialprobes.seeds import check_seed
+from spatialprobes.sources.json_files import read_json
 
 MAX_BYTES = 1_000_000_000
 
@@ -32,13 +33,16 @@ def coco(
     meta: ``image_id`` (int), ``file_name``, ``captions`` (list of text in the order of the annotations' ids; empty for a picture
     that nobody described). limit: at most so many, the first by id, or with `seed` a random choice of those that can be used.
     The second list names pictures that are not in the folder, entries without id, file name, image id or caption, entries that
-    stand twice, captions of an unknown picture and file names that lead out of the folder; all of those are left out.
+    stand twice, second ids of a file, captions of an unknown picture and file names that lead out of the folder; all of those are
+    left out.
     Raises FileNotFoundError or NotADirectoryError naming file or folder; ValueError for a file that is no captions file, for a
-    limit below 1 and where no picture is left.
+    limit below 1, for what is no seed and where no picture is left.
     """
     annotations, images = Path(annotations), Path(images)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; it must be at least 1, or None for all")
+    if seed is not None:
+        check_seed(seed)
     if not images.is_dir():
         kind, problem = (NotADirectoryError, "is not a folder") if images.exists() else (FileNotFoundError, "no such folder")
         raise kind(f"{images}: {problem}")
@@ -48,10 +52,10 @@ def coco(
     texts = _captions(captions, files, annotations, problems)
     usable = {}
     for number, name in sorted(files.items()):
-        if (images / name).is_file():
-            usable[number] = name
+        if problem := _missing(images / name):
+            problems.append(Unreadable(f"{number:012d}", str(images / name), problem))
         else:
-            problems.append(Unreadable(f"{number:012d}", str(images / name), "no such file"))
+            usable[number] = name
     if not usable:
         raise ValueError(f"{annotations}: none of its {len(files)} pictures is in {images}")
     chosen = list(usable)
@@ -75,15 +79,18 @@ def coco(
     return examples, problems
 
 
+def _missing(path: Path) -> str | None:
+    """Why there is no such file, None where there is one."""
+    try:
+        return None if path.is_file() else "no such file"
+    except OSError as error:  # a name that the system can't have
+        return error.strerror or str(error)
+
+
 def _lists(path: Path) -> tuple[list[Any], list[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no captions file {path}")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes; at most {MAX_BYTES:,}")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    content = read_json(path, MAX_BYTES)
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{path}: no list {key!r}; a COCO captions file has 'images' and 'annotations'")
@@ -93,6 +100,7 @@ def _lists(path: Path) -> tuple[list[Any], list[Any]]:
 def _files(listed: list[Any], path: Path, problems: list[Unreadable]) -> dict[int, str]:
     """Image id -> file name."""
     files: dict[int, str] = {}
+    owners: dict[PurePosixPath, int] = {}
     for place, entry in enumerate(listed):
         number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
         where = f"images[{place}]"
@@ -104,6 +112,8 @@ def _files(listed: list[Any], path: Path, problems: list[Unreadable]) -> dict[in
             problems.append(Unreadable(where, path.name, f"file name {name!r} leads out of the folder"))
         elif number in files:
             problems.append(Unreadable(where, path.name, f"image {number} stands twice"))
+        elif (owner := owners.setdefault(PurePosixPath(name), number)) != number:
+            problems.append(Unreadable(where, path.name, f"image {number} has the file of image {owner}, {name!r}"))
         else:
             files[number] = name
     return files
