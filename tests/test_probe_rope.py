@@ -152,6 +152,19 @@ def test_the_derivative_is_exact(layer):
     assert np.allclose(one["derivative"], one["alpha_v"] * (1 - one["alpha_v"]) * (one["g_v"] - one["g_t"]), atol=1e-12)
 
 
+def test_rows_before_the_picture_have_no_slope(vlm):
+    """They see no vision key: nothing to take a mean of, and a share of 0 that stays 0."""
+    spans = vlm.encode(examples(1)).spans[0]
+    before = list(range(spans.start, int(spans.vision[0])))
+    frame = rope.measure(vlm, examples(1), at=before, deltas=(1.0, -2.0))
+    assert frame[["g_v", "delta_g_v"]].isna().all(axis=None)
+    assert (frame[["alpha_v", "delta_alpha_v", "derivative", "finite_difference", "g_t"]] == 0).all(axis=None)
+    after = [spans.length - 2, spans.length - 1]
+    both, alone = (rope.measure(vlm, examples(1), at=at) for at in (before + after, after))
+    assert both["g_v"].to_numpy() == pytest.approx(alone["g_v"].to_numpy())
+    assert both["alpha_v"].to_numpy() * len(before + after) == pytest.approx(alone["alpha_v"].to_numpy() * 2)
+
+
 @settings(deadline=None, max_examples=40)
 @given(layers(), st.floats(-9, 9).filter(lambda delta: abs(delta) > 1e-3))
 def test_turning_the_picture_on_is_turning_all_else_back(layer, delta):
@@ -248,6 +261,7 @@ def test_rerun_says_what_became_of_the_answers(llava):
     ("options", "message"),
     [
         ({"deltas": ()}, "at least one"),
+        ({"deltas": 1.0}, "deltas=1.0 is no sequence"),
         ({"deltas": (1.0, 1.0)}, "different"),
         ({"deltas": (0.0,)}, r"delta=0.0: .* not 0"),
         ({"deltas": (float("nan"),)}, "delta=nan"),
@@ -263,6 +277,8 @@ def test_bad_requests_are_refused(llava, options, message):
             probe(llava, [])
         with pytest.raises(ValueError, match="same id"):
             probe(llava, examples(1) * 2)
+    with pytest.raises(ValueError, match="at='system': the prompt of example 'e0' has no such tokens"):
+        rope.measure(llava, examples(2), at="system", system=None)
     for wrong in ({"definition": "published"}, {"definition": "as_published", "at": "user"}, {"at": "word"}):
         with pytest.raises(ValueError, match=r"definition=|at="):
             rope.measure(llava, examples(2), **wrong)

@@ -25,6 +25,7 @@ from spatialprobes.capture import At, Layers, capture
 from spatialprobes.examples import Example, batches
 from spatialprobes.families import ALL, Rotary
 from spatialprobes.intervene import intervene, shifted
+from spatialprobes.spans import PARTS
 from spatialprobes.stats import Interval, bootstrap, ratio
 from spatialprobes.vlm import VLM, Batch
 
@@ -57,12 +58,13 @@ def measure(
     delta_alpha_v (the change of alpha_v), derivative (of alpha_v, from g_v and g_t), finite_difference (the same by a central
     difference of 1e-5 positions). In float64 from queries and keys in the model's dtype. axis: "all", or one of M-RoPE's
     "temporal", "height", "width". at: the query's tokens, as in `capture`; columns are means over them where they are several.
+    g_v and delta_g_v are means over those that see a vision key, NaN where none does (all of them stand before the picture).
     definition: "as_published" takes for the query an end-of-sequence token appended to the prompt, leaves its own key out, and
     divides by max(delta, 1e-12), so that negative deltas give numbers beyond measure.
     Each layer is done with as it runs: of a batch no more than the keys of one layer are held, and no map of attention. Nothing
     is drawn: `seed` is there because every probe takes one.
-    Raises ValueError without examples, for a delta of 0 or not finite, an axis or layer that the model lacks, or an unknown
-    definition.
+    Raises ValueError without examples, for a delta of 0 or not finite, an axis or layer that the model lacks, a part (`at`) that
+    a prompt lacks, or an unknown definition.
     """
     _check(examples, deltas)
     if definition not in ("corrected", "as_published"):
@@ -76,6 +78,7 @@ def measure(
     frames = []
     for chunk in batches(examples, batch_size):
         batch = vlm.encode(chunk, system)
+        _check_part(batch, at)
         batch = _with_end(vlm, batch) if published else batch
         found = [[] for _ in batch.examples]
 
@@ -108,7 +111,7 @@ def sensitivity(
 ) -> dict[str, Float[np.ndarray, "delta head"]]:
     """What `measure` says of one layer of one prompt, from its queries, keys and mask as `capture` gives them; means over rows.
 
-    divisors: what each change of the scores is divided by, deltas where None.
+    g_v and delta_g_v: over rows that see a vision key. divisors: what each change of the scores is divided by, deltas where None.
     """
     query, key = query.double(), key.double()
 
@@ -124,22 +127,25 @@ def sensitivity(
     rates = -scores(rotary.derivative(query, axis)) * vision
     alpha_v, alpha_t = _share(plain, vision), _share(plain, ~vision)
     within_v, within_t = plain[..., vision].softmax(-1), plain[..., ~vision].softmax(-1)
-    g_v, g_t = (within_v * rates[..., vision]).sum(-1), (within_t * rates[..., ~vision]).sum(-1)
+    sees = (mask[..., vision] == 0).any(-1)  # [row]; else there is nothing to take a mean of
+    g_v = (within_v * rates[..., vision]).sum(-1).masked_fill(~sees, torch.nan)
+    g_t = (within_t * rates[..., ~vision]).sum(-1)
     found = {
         "alpha_v": alpha_v,
         "g_v": g_v,
         "g_t": g_t,
         "delta_g_v": [],
         "delta_alpha_v": [],
-        "derivative": alpha_v * alpha_t * (g_v - g_t),
+        "derivative": (alpha_v * alpha_t * (g_v - g_t)).masked_fill(~sees, 0),
         "finite_difference": (_share(turned(STEP), vision) - _share(turned(-STEP), vision)) / (2 * STEP),
     }
     for delta, divisor in zip(deltas, divisors or deltas, strict=True):
         moved = turned(delta)
-        found["delta_g_v"].append((within_v * (moved - plain)[..., vision]).sum(-1) / divisor)
+        change = (within_v * (moved - plain)[..., vision]).sum(-1) / divisor
+        found["delta_g_v"].append(change.masked_fill(~sees, torch.nan))
         found["delta_alpha_v"].append(_share(moved, vision) - alpha_v)
     stacked = {name: torch.stack(each) if isinstance(each, list) else each[None] for name, each in found.items()}
-    return {name: each.mean(-1).expand(len(deltas), -1).numpy() for name, each in stacked.items()}
+    return {name: each.nanmean(-1).expand(len(deltas), -1).numpy() for name, each in stacked.items()}
 
 
 def rerun(
@@ -193,10 +199,19 @@ def _check(examples: Sequence[Example], deltas: Sequence[float]) -> None:
         raise ValueError("no examples were given")
     if len({example.id for example in examples}) < len(examples):
         raise ValueError("two examples have the same id; ids must be unique")
+    if np.ndim(deltas) != 1:
+        raise ValueError(f"deltas={deltas!r} is no sequence of numbers of positions, such as (1.0,)")
     if not len(deltas) or len(set(deltas)) < len(deltas):
         raise ValueError(f"deltas={tuple(deltas)} must be different numbers of positions, at least one")
     if wrong := [delta for delta in deltas if not isfinite(delta) or delta == 0]:
         raise ValueError(f"delta={wrong[0]!r}: a change of position is finite and not 0, and may be negative")
+
+
+def _check_part(batch: Batch, at: At) -> None:
+    if isinstance(at, str) and at in PARTS:
+        for spans in batch.spans:
+            if not len(spans.parts()[at]):
+                raise ValueError(f"at={at!r}: the prompt of example {spans.example!r} has no such tokens")
 
 
 def _with_end(vlm: VLM, batch: Batch) -> Batch:
