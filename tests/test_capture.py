@@ -1,5 +1,6 @@
 """What capture reads equals what transformers would have shown at full size; logits do not change; nothing stays hooked."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import examples
@@ -211,11 +212,25 @@ def test_nothing_stays_hooked_after_an_exception(vlm):
         ({"connector": "mid"}, "connector='mid'"),
         ({"hidden": 0, "at": "first"}, "at='first'"),
         ({"hidden": 0, "at": torch.tensor([0.5])}, "whole numbers"),
+        ({"hidden": 0, "at": torch.tensor([True])}, "whole numbers"),
+        ({"hidden": 0, "at": None}, "whole numbers .*, not None"),
+        ({"hidden": 0, "at": []}, "whole numbers"),
+        ({"hidden": 0, "at": [[0, 1], [2]]}, "as many for every example"),
+        ({"hidden": 1.0}, r"hidden layer 1.0 is not there"),
+        ({"tower_rows": 0, "tower_at": []}, r"tower_at=\[\] names no row"),
+        ({"tower_rows": 0, "tower_at": "first"}, "tower_at='first' names no row"),
     ],
 )
 def test_bad_requests_are_refused_at_once(vlm, options, message):
     with pytest.raises(ValueError, match=message), capture(vlm, **options):
         pytest.fail("was accepted")
+
+
+def test_layers_by_numpys_whole_numbers_are_the_layers(vlm):
+    batch = vlm.encode(examples(2))
+    with capture(vlm, hidden=np.int64(1), attention_rows=np.arange(2)) as got:
+        vlm.forward(batch)
+    assert [type(layer) for layer in (*got.hidden, *got.rows)] == [int] * 3 and list(got.hidden) == [1]
 
 
 def test_positions_outside_the_batch_are_refused(vlm):

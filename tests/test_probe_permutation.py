@@ -373,6 +373,8 @@ def test_every_family_with_a_grid_permutes_on_it(tiny_family):
         (["rowz"], "unknown permutation 'rowz'; nearest: 'rows'"),
         (["object"], "unknown permutation 'object'; nearest: 'object"),
         (["objcts"], "nearest: 'objects'"),
+        (["blocks:1"], "k=1: blocks of one cell are the full shuffle"),
+        ((5,), "permutation 5 is no name"),
         (["blocks:6"], "k=6 leaves no two blocks of one shape in a grid of 6 x 6"),
         (["objects"], "'objects': example 'e0' has 0 objects"),
         ({"mine": lambda grid, generator, example: range(35)}, "'mine' gave example 'e0' no permutation of its 36 tokens"),

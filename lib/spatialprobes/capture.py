@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -148,10 +149,9 @@ class _Plan:
             raise ValueError(f"connector={connector!r} is unknown; 'pre_norm' or 'post_norm'")
         if isinstance(at, str) and at not in ("last", *PARTS) and not at.startswith("word:"):
             raise ValueError(f"at={at!r} is unknown; 'last', 'word:<w>', {', '.join(map(repr, PARTS))}, or token indices")
-        self.at = at if isinstance(at, str) else torch.as_tensor(at)
-        if not isinstance(at, str) and (self.at.ndim not in (1, 2) or self.at.is_floating_point()):
-            at = self.at
-            raise ValueError(f"at: token indices are whole numbers [row] or [example, row], not {at.dtype} {tuple(at.shape)}")
+        self.at = at if isinstance(at, str) else _indices(at)
+        if tower_at != "all" and (isinstance(tower_at, str) or tower_at is None or not len(tower_at)):
+            raise ValueError(f"tower_at={tower_at!r} names no row of the tower; 'all', or their indices")
         if not (self.hidden or self.attention or self.queries_keys or self.tower or connector):
             raise ValueError("capture was given nothing to read: hidden, attention_rows, queries_keys, tower_rows or connector")
 
@@ -298,6 +298,17 @@ class _Run:
         setattr(step, f"connector_{side}", [one.cpu() for one in found])
 
 
+def _indices(at: Tensor | Sequence) -> Int[Tensor, "*example row"]:
+    legal = "at: token indices are whole numbers [row] or [example, row]"
+    try:
+        found = torch.as_tensor(at)
+    except (TypeError, ValueError, RuntimeError) as error:  # what they raise differs with what is wrong
+        raise ValueError(f"{legal}, as many for every example, not {at!r}") from error
+    if found.ndim not in (1, 2) or found.is_floating_point() or found.dtype == torch.bool or not found.numel():
+        raise ValueError(f"{legal}, not {found.dtype} {tuple(found.shape)}")
+    return found
+
+
 def _chosen(
     asked: Layers, legal: Sequence[int], what: str, extra: tuple[str, ...] = (), without: Collection[int] = ()
 ) -> list[int | str]:
@@ -308,12 +319,12 @@ def _chosen(
         if not legal:
             raise ValueError(f"this model has no {what}")
         return list(legal)
-    layers = [asked] if isinstance(asked, (int, str)) else list(asked)
+    layers = [asked] if isinstance(asked, (Real, str)) else list(asked)
     for layer in layers:
         if layer in without and not isinstance(layer, bool):
             named = ", ".join(map(str, legal)) or "none"
             raise ValueError(f"layer {layer} has no attention map, its attention is linear; layers with one: {named}")
-        if layer not in extra and (isinstance(layer, (bool, str)) or layer not in legal):
+        if layer not in extra and (isinstance(layer, bool) or not isinstance(layer, Integral) or layer not in legal):
             named = ", ".join(map(repr, ("all", *extra)))
             raise ValueError(f"{what} {layer!r} is not there; {', '.join(map(str, legal))}, or {named}")
-    return list(dict.fromkeys(layers))
+    return list(dict.fromkeys(layer if isinstance(layer, str) else int(layer) for layer in layers))

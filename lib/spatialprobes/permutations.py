@@ -39,8 +39,11 @@ def blocks(grid: Grid, generator: np.random.Generator, k: int) -> Int[np.ndarray
     """Blocks of k x k cells change places, each unchanged within.
 
     Where k does not divide the grid, the smaller blocks at the right and lower edges change places with those of their own shape
-    alone (the one in the corner stays). Raises ValueError for a k that leaves no two blocks of one shape.
+    alone (the one in the corner stays). Raises ValueError for k < 2, as blocks of one cell are the full shuffle, and for a k that
+    leaves no two blocks of one shape.
     """
+    if k == 1:
+        raise ValueError("k=1: blocks of one cell are the full shuffle, 'full'; use at least 2")
     by_shape: dict[Grid, list[Int[np.ndarray, "row column"]]] = {}
     for block in _blocks(grid, k):
         by_shape.setdefault(block.shape, []).append(block)

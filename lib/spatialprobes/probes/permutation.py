@@ -151,6 +151,8 @@ def _ways(permutations: Sequence[str] | Mapping[str, Way], draws: int) -> list[t
         raise ValueError("no permutations were given; permutations=('full',) is usual")
     if isinstance(permutations, Mapping):
         return [(name, partial(_of_ones_own, name, way), draws) for name, way in permutations.items()]
+    if wrong := [name for name in permutations if not isinstance(name, str)]:
+        raise ValueError(f"permutation {wrong[0]!r} is no name; such as {FULL!r}, or a mapping from names to functions")
     return [
         (name, None if name == FULL else _drawer(name), 1 if name in ways.FIXED else draws)
         for name in dict.fromkeys(permutations)
