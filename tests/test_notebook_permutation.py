@@ -44,7 +44,7 @@ def in_notebooks(monkeypatch):
 def test_every_diagnostic_runs_on_every_family(tiny_family, tmp_path, in_notebooks, monkeypatch, capsys):
     if not any(name in tiny_family.name for name in ("qwen3-5", "idefics2")):  # figures of the others' tables are drawn below
         monkeypatch.setattr(Record, "figure", lambda *args, **options: None)
-    scope = run(tmp_path, model=str(tiny_family), limit=3, draws=1, batch_size=8, export=str(tmp_path / "study"))
+    scope = run(tmp_path, model=str(tiny_family), limit=3, draws=1, batch_size=8, pixels=48, export=str(tmp_path / "study"))
     grid = scope["gridded"]
     assert grid == ("idefics2" not in tiny_family.name)
     tables = {path.stem for path in (tmp_path / "tables").glob("*.parquet")}
@@ -80,15 +80,37 @@ def test_pictures_of_ones_own_variants_and_answer_files(tiny_llava, tiny_llava_g
         prompt="what color is the circle ?",
         limit=2,
         draws=1,
+        pixels=48,
         answers_in_place=str(tmp_path / "a.csv"),
         answers_permuted=str(tmp_path / "b.csv"),
         delta=-2.0,
         study_runs=" ".join(map(str, studied)),
     )
     tables = tmp_path / "out" / "tables"
-    assert set(read_table(tables / "rope.parquet")["model"]) == {"tiny-llava", str(tiny_llava_grouped)}
+    assert set(read_table(tables / "rope.parquet")["model"]) == {"tiny-llava", "tiny-llava-grouped"}
     assert read_table(tables / "psi_from_files.parquet")["psi"].iloc[0] == pytest.approx(2 / 3)
     assert set(scope["offline"]["example"]) <= {f"{i:012d}.png" for i in range(3)}
     assert read_table(tables / "compared.parquet")["run"].nunique() == 4
     figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"diagnostics-comparison", "comparison-as-published", "rope-curves", "balance-shares"} <= figures
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"limit": 1}, "limit is 1; it must be 0, or at least 2"),
+        ({"delta": 0.0}, "delta is 0.0"),
+        ({"draws": 0}, "draws is 0; it must be at least 1"),
+        ({"seed": -1}, "seed"),
+        ({"captions": "captions.json"}, "captions is 'captions.json'; it must be a file about the pictures of images"),
+        ({"answers_in_place": "a.csv"}, "answers_permuted is ''; it must be given together"),
+        ({"export": __file__}, "export is .*it must be a folder"),
+        ({"study_runs": "nowhere__sp-0"}, "nowhere__sp-0"),
+        ({"axis": "height"}, "height"),
+        ({"variants": "lab-llava-vanilla lab-llava-vanilla"}, "two models are called the same"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_measured(tmp_path, in_notebooks, monkeypatch, parameters, message):
+    monkeypatch.setattr(Record, "table", lambda *args, **options: pytest.fail("measured"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(tmp_path, model="lab-llava", **parameters)

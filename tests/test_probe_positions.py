@@ -53,7 +53,7 @@ def test_answers_equal_those_to_tokens_and_ids_moved_by_hand(vlm, asked, monkeyp
 
     monkeypatch.setattr(positions, "intervene", spy)
     frame = positions.measure(vlm, asked, shifts=(7.0, -0.5), draws=2, seed=5)
-    names = [*positions.CONDITIONS[:3]] * 2 + ["one id for all", "ids shifted by +7", "ids shifted by -0.5"]
+    names = [*positions.DRAWN] * 2 + ["one id for all", "ids shifted by +7", "ids shifted by -0.5"]
     blocks = [frame.iloc[i : i + len(asked)] for i in range(0, len(frame), len(asked))]
     assert [block["condition"].iloc[0] for block in blocks] == ["in place", *names]
     assert blocks[0]["correct"].all() and not all(block["correct"].all() for block in blocks[1:])
@@ -67,6 +67,7 @@ def test_answers_equal_those_to_tokens_and_ids_moved_by_hand(vlm, asked, monkeyp
             else:
                 ids = {
                     "one id for all": lambda at: at.mean(),
+                    "one id for all, tokens shuffled": lambda at: at.mean(),
                     "ids shifted by +7": lambda at: at + 7,
                     "ids shifted by -0.5": lambda at: at - 0.5,
                 }.get(name, lambda at: at)
@@ -77,7 +78,7 @@ def test_together_carries_the_ids_of_the_very_permutation_and_draws_differ(vlm, 
     opened = []
     monkeypatch.setattr(positions, "intervene", lambda vlm, **moves: opened.append(moves) or intervene(vlm, **moves))
     positions.measure(vlm, asked, shifts=(), draws=2, seed=1)
-    together = [moves for moves in opened if len(moves) == 2]
+    together = [moves for moves in opened if isinstance(moves.get("positions"), Carried) and "permute" in moves]
     for moves in together:
         for picture, order in moves["permute"].items():
             assert moves["positions"].permutations[picture].tolist() == order.tolist()
@@ -109,7 +110,9 @@ def test_columns_and_rows_of_the_lab_follow_the_position_ids():
         ({"conditions": ["shuffled"]}, "condition 'shuffled' is unknown"),
         ({"draws": 0}, "draws is 0"),
         ({"shifts": [float("nan")]}, "nan"),
-        ({"axis": "height"}, "height"),
+        ({"shifts": [(1.0, "height")]}, "height"),
+        ({"shifts": [1.0, 1.0000001]}, "two of them have one name"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_line(vlm, asked, options, message):

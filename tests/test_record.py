@@ -155,3 +155,13 @@ def test_tables_may_be_about_another_model_or_none(base):
     with pytest.raises(ValueError, match="model is empty"):
         note(run)
     assert note(run, model="lab-clip").model == "lab-clip"
+
+
+def test_tables_of_an_earlier_run_do_not_pass_for_this_ones(tmp_path):
+    options = {"notebook": "toy", "title": "Toy", "section": 0, "parameters": {}}
+    Record(out=tmp_path / "run", **options).table("old", pd.DataFrame({"a": [1]}))
+    assert len(list((tmp_path / "run" / "tables").iterdir())) == 2
+    again = Record(out=tmp_path / "run", **options)
+    assert not list((tmp_path / "run" / "tables").iterdir())
+    with pytest.raises(FileNotFoundError):
+        again.claim("a.b", "Says.", rule="low > 0", estimate=1, low=1, high=1, n=1, table="old")

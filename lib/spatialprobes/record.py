@@ -25,7 +25,7 @@ import pandas as pd
 from spatialprobes import __version__, paths, plots
 from spatialprobes.claims import Claim, claim, save_claims
 from spatialprobes.due import library_parts
-from spatialprobes.tables import canonical_json, provenance, read_provenance, read_table, save_table, write_atomically
+from spatialprobes.tables import canonical_json, provenance, read_provenance, read_table, save_table, sidecar, write_atomically
 
 NAME = re.compile(r"[A-Za-z0-9_]+([.\-][A-Za-z0-9_]+)*")
 WHERE = ("out",)  # a parameter that says where, not what: it may differ between equal tables
@@ -67,6 +67,9 @@ class Record:
         write_atomically(self.folder / "record.json", (canonical_json(facts) + "\n").encode())
         plots.save_drawn([], self.folder)  # what an earlier run left must not pass for this one's
         save_claims([], self.folder / "claims.json")
+        for left in (self.folder / "tables").glob("*.parquet"):
+            sidecar(left).unlink(missing_ok=True)
+            left.unlink()
 
     @property
     def model(self) -> str:
@@ -170,11 +173,11 @@ def _check_name(what: str, name: str) -> None:
 
 
 def _show(image: Path, caption: str) -> None:
-    """The saved picture inline, where there is a notebook to show it in."""
+    """The saved picture and its caption inline, where there is a notebook to show them in."""
     if "IPython" not in sys.modules:
         return
     from IPython import get_ipython
-    from IPython.display import Image, display
+    from IPython.display import Image, Markdown, display
 
     if get_ipython() is not None:
-        display(Image(data=image.read_bytes(), format="png", width=720, alt=caption))
+        display(Image(data=image.read_bytes(), format="png", width=720, alt=caption), Markdown(f"*{caption}*"))

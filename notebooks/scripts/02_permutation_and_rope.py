@@ -58,6 +58,8 @@ word: str = ""  # of the answers about `images`, whose attention is drawn; empty
 inits: int = 3  # random initialisations that norms are compared with; each needs the memory of a second model
 draws: int = 3  # permutations of each picture's vision tokens
 delta: float = 1.0  # positions by which the RoPE probe moves the vision tokens; negative moves them away
+answer_tokens: int = 8  # most tokens of an answer to a question; models that like to talk need more
+pixels: int = 0  # side of the lab's pictures; 0 for their own 48 with a lab model, enlarged to 336 with any other
 axis: str = "all"  # of M-RoPE: all, temporal, height or width; all for models with one axis
 answers_in_place: str = ""  # file of answers with the tokens in place (JSONL, CSV or parquet), to take the index from
 answers_permuted: str = ""  # the same questions answered with the tokens permuted
@@ -65,22 +67,44 @@ export: str = ""  # folder to also write runs in the study's own layout to; empt
 study_runs: str = ""  # run folders in that layout to set beside, separated by blanks
 
 # %%
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pandas as pd
+from PIL.Image import Resampling
 
 from spatialprobes import stats
 from spatialprobes.probes import balance, grounding, hidden_norms, norms, permutation, positions, psi, published, rope
 from spatialprobes.record import Record
+from spatialprobes.seeds import check_seed
+from spatialprobes.sources import diagnostics
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds import lab_questions
 
 names = """model revision dtype device quantize variants image_fit batch_size limit seed size images captions prompt word inits
-draws delta axis answers_in_place answers_permuted study_runs""".split()
+draws delta answer_tokens pixels axis answers_in_place answers_permuted study_runs""".split()
 parameters = {name: globals()[name] for name in names}
 SIZES = {"quick": (100, 16, 8, 24), "lab": (100, 60, 40, 120), "full": (500, 500, 200, 1000)}
 if size not in SIZES:
     raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
 many, some, few, pictures = (min(n, limit) if limit else n for n in SIZES[size])  # semantic, spatial, structured; pictures
-stream = 6_000_000 + seed  # scenes that no lab model was trained on
+stream = 6_000_000 + check_seed(seed)  # scenes that no lab model was trained on
+
+# %%
+LEGAL = {  # what would end the notebook later is refused now
+    "limit": ("0, or at least 2 pictures, which an interval needs", limit == 0 or limit > 1),
+    "batch_size": ("at least 1", batch_size > 0),
+    "draws": ("at least 1", draws > 0),
+    "inits": ("at least 0", inits >= 0),
+    "delta": ("a finite number of positions, not 0", math.isfinite(delta) and delta != 0),
+    "captions": ("a file about the pictures of images: name that folder too", bool(images) or not captions),
+    "answers_permuted": ("given together with answers_in_place, or neither", bool(answers_in_place) == bool(answers_permuted)),
+    "export": ("a folder, there or not yet", not export or Path(export).is_dir() or not Path(export).exists()),
+}
+if wrong := [name for name, (_, right) in LEGAL.items() if not right]:
+    raise ValueError(f"{wrong[0]} is {globals()[wrong[0]]!r}; it must be {LEGAL[wrong[0]][0]}")
 
 # %% [markdown]
 # ## The models
@@ -91,13 +115,33 @@ stream = 6_000_000 + seed  # scenes that no lab model was trained on
 options = {"dtype": dtype, "device": device, "quantize": quantize, "image_fit": image_fit}
 vlm = VLM.load(model, revision=revision, **options)
 main = vlm.facts()["model"]
-vlms = {main: vlm} | {name: VLM.load(name, **options) for name in variants.split()}
-every = list(vlms.values())
+every = [vlm, *(VLM.load(name, **options) for name in variants.split())]
+vlms = {one.facts()["model"]: one for one in every}
+theirs = [diagnostics.read_run(folder) for folder in study_runs.split()]
+vlm.family.rotary(vlm.model).speeds(axis)  # an axis that the model lacks is refused here
+if len(vlms) < len(every):
+    raise ValueError(f"two models are called the same: model {model!r}, variants {variants!r}")
 run = Record(out=out, notebook="02_permutation_and_rope", title="Permutation and RoPE", section=2, parameters=parameters, vlm=vlm)
 vlm.facts()
 
 
 # %%
+side = pixels or (48 if vlm.source.kind == "lab" else 336)
+
+
+def lab_examples(count, shift, groups):
+    """Fresh flat scenes of the lab, enlarged (pixel by pixel) to what a real model can see."""
+    found = lab_questions.examples(count, stream + shift, groups, perspective=0.0)
+    if side == 48:
+        return found
+    return [replace(one, image=partial(enlarged, one.image)) for one in found]
+
+
+def enlarged(picture):
+    """The picture with pixels repeated."""
+    return picture().resize((side, side), Resampling.NEAREST)
+
+
 def of_each(measure, *about, **how):
     """The measure of every model, one table with a column `model`."""
     return pd.concat([measure(one, *about, **how).assign(model=name) for name, one in vlms.items()], ignore_index=True)
@@ -113,9 +157,6 @@ def by_model(summary, frame, **how):
 # the lab and its own request for a caption, or the pictures of `images` with `prompt`.
 
 # %%
-from dataclasses import replace
-from pathlib import Path
-
 from spatialprobes.sources.coco import coco
 from spatialprobes.sources.image_folder import image_folder
 
@@ -123,9 +164,10 @@ if images:
     found, left_out = coco(captions, images, limit=pictures, seed=seed) if captions else image_folder(images)
     print(f"{len(found)} pictures, {len(left_out)} left out")
     shown = [replace(example, question=prompt) for example in found[:pictures]]
+    if len(shown) < 2:
+        raise ValueError(f"images is {images!r}: {len(shown)} pictures, and an interval needs 2")
 else:
-    shown = lab_questions.examples(pictures, stream + 2_000_000, ["caption"], perspective=0.0)
-gridded = vlm.encode(shown[:1]).spans[0].grid is not None
+    shown = lab_examples(pictures, 2_000_000, ["caption"])
 groups = lab_questions.GROUPS.values()
 chance = {group.name: group.chance if group.chance_where is None else group.chance_where for group in groups}
 
@@ -137,17 +179,22 @@ chance = {group.name: group.chance if group.chance_where is None else group.chan
 # adds to it counts for less.
 
 # %%
-lengths = [norms.measure(one, shown, when=name, batch_size=batch_size) for name, one in vlms.items()]
+worded = shown if images else lab_examples(max(2, pictures // 12), 5_000_000, [g for g in lab_questions.GROUPS if g != "caption"])
+of_text = {"texts": "captions" if captions else "question", "batch_size": batch_size}
+lengths = [norms.measure(one, worded, when=name, **of_text) for name, one in vlms.items()]
 lengths = run.table("norms", pd.concat(lengths, ignore_index=True), vlm=every, seed=seed)
 quantiles = run.table("norm_quantiles", norms.quantiles(lengths), vlm=every, seed=seed)
 run.figure("norms.violins", table="norms",
-           caption="L2 norms of what enters the language model: each vision token, and each word of the prompts.")  # fmt: skip
+           caption="L2 norms of what enters the language model: each vision token, and each token of the "
+                   "questions (or captions).")  # fmt: skip
 print(quantiles.round(2).to_string(index=False))
 
 # %%
-twins = [norms.untrained(vlm, seed + k) for k in range(inits)]
 now = norms.vision_to_text(lengths[lengths["when"] == main], seed)
-starts = [norms.vision_to_text(norms.measure(twin, shown, batch_size=batch_size), seed).estimate for twin in twins]
+starts, ends = [], []
+for twin in (norms.untrained(vlm, seed + k) for k in range(inits)):  # one at a time, not quantised
+    starts.append(norms.vision_to_text(norms.measure(twin, worded, **of_text), seed).estimate)
+    ends.append(hidden_norms.decay(hidden_norms.measure(twin, shown, batch_size=batch_size), seed=seed).estimate)
 began = (
     f"with random weights {min(starts):.1f} to {max(starts):.1f} ({inits} initialisations)" if starts else "no twin was asked for"
 )
@@ -172,21 +219,20 @@ run.table("hidden_norm_means", by_model(hidden_norms.summary, hidden, seed=seed)
 run.figure("hidden_norms.curves", table="hidden_norm_means",
            caption="Norm of the hidden states by group and layer (0: the input of the first block); after the final norm, "
                    "apart.")  # fmt: skip
-ratios = [by_model(hidden_norms.ratio, hidden, how=how, seed=seed) for how in ("mean_of_ratios", "ratio_of_means")]
+forms = ("mean_of_ratios", "ratio_of_means") if len(vlms) == 1 else ("mean_of_ratios",)
+ratios = [by_model(hidden_norms.ratio, hidden, how=how, seed=seed) for how in forms]
 run.table("hidden_norm_ratios", pd.concat(ratios, ignore_index=True), vlm=every, seed=seed)
 run.figure("hidden_norms.ratios", table="hidden_norm_ratios",
-           caption="Norm of vision over norm of user text by layer: mean of the pictures' ratios (the study's), and ratio of the "
-                   "means.")  # fmt: skip
+           caption="Norm of vision over norm of user text by layer: mean of the pictures' ratios (the study's) and, of one "
+                   "model, ratio of the means.")  # fmt: skip
 
 # %%
 closing = hidden_norms.decay(hidden[hidden["model"] == main], seed=seed)
-ends = [hidden_norms.decay(hidden_norms.measure(twin, shown, batch_size=batch_size), seed=seed).estimate for twin in twins]
 began = f"with random weights {min(ends):.2f} to {max(ends):.2f} ({inits} initialisations)" if ends else "no twin was asked for"
 run.claim("hidden_norms.decay", "The ratio of vision to text norms at the last layer is less than half of that at the input.",
           rule="high < .5", estimate=closing.estimate, low=closing.low, high=closing.high, n=closing.clusters,
           table="hidden_norms", caveat=began)  # fmt: skip
 print(f"ratio at the last layer over ratio at the input: {closing.estimate:.3f} [{closing.low:.3f}, {closing.high:.3f}]; {began}")
-del twins
 
 # %% [markdown]
 # **Reading.** What a block adds is of the size that its weights give, whoever receives it: short vectors grow, long ones stay.
@@ -200,15 +246,17 @@ del twins
 # knows what there is, but not where. Scenes are flat, so that size says nothing about height.
 
 # %%
-semantic = lab_questions.examples(many, stream, lab_questions.of_kind("semantic"), perspective=0.0)
-spatial = lab_questions.examples(some, stream + 1_000_000, lab_questions.of_kind("spatial"), perspective=0.0)
-answers = permutation.measure(vlm, semantic + spatial, draws=draws, batch_size=batch_size, seed=seed)
-answers = run.table("answers", answers, seed=seed)
+semantic = lab_examples(many, 0, lab_questions.of_kind("semantic"))
+spatial = lab_examples(some, 1_000_000, lab_questions.of_kind("spatial"))
+asking = {"max_new_tokens": answer_tokens, "batch_size": batch_size, "seed": seed}
+answers = run.table("answers", permutation.measure(vlm, semantic + spatial, draws=draws, **asking), seed=seed)
 table = run.table("psi", psi.psi_table(answers, chance, seed=seed), seed=seed)
 run.figure("permutation.psi", table="psi",
            caption="Permutation sensitivity index by question group (bootstrap over pictures). Tick: the index of permuted "
                    "answers at the chance of someone who knows what there is, but not where.")  # fmt: skip
 print(table[["group", "n", "accuracy", "accuracy_permuted", "psi", "low", "high"]].round(3).to_string(index=False))
+unread = 1 - answers.groupby("condition", sort=False)["parsed"].mean()
+print("answers that could not be read:", unread.round(3).to_dict())
 
 # %%
 for kind, says, rule in (
@@ -232,29 +280,34 @@ for kind, says, rule in (
 # mirrored picture turns *left* into *right* and keeps *above*: accuracy can fall far below chance.
 
 # %%
-kinds = ("full", "rows", "columns", "blocks:2", "within_blocks:2", "within_radius:1", "within_radius:2", "flip_left_right",
-         "flip_up_down", "objects", "background")  # fmt: skip
-asked_groups = ("relation.horizontal", "relation.vertical", "bin.column", "bin.row", "semantic.color")
-asked = lab_questions.examples(few, stream + 3_000_000, asked_groups, perspective=0.0)
+kinds = ("full", "rows", "columns", "blocks:2", "within_blocks:2", "flip_left_right", "flip_up_down", "objects")
+near = ("within_radius:1", "within_radius:1.5", "within_radius:2", "within_radius:3", "full")
+asked = lab_examples(few, 3_000_000, ("relation.horizontal", "relation.vertical", "bin.column", "bin.row", "semantic.color"))
+gridded = vlm.encode(asked[:1]).spans[0].grid is not None
 if gridded:
-    structured = permutation.measure(vlm, asked, permutations=kinds, draws=1, batch_size=batch_size, seed=seed)
-    structured = run.table("structured", structured, seed=seed)
-    run.table("psi_structured", psi.psi_table(structured, chance, seed=seed), seed=seed)
+    every_kind = (*kinds, *near[:-1], "background")
+    structured = run.table("structured", permutation.measure(vlm, asked, permutations=every_kind, draws=1, **asking), seed=seed)
+    indices = run.table("psi_structured_all", psi.psi_table(structured, chance, seed=seed), seed=seed)
+    run.table("psi_structured", indices[indices["permutation"].isin(kinds)], seed=seed)
     run.figure("permutation.psi", table="psi_structured", name="permutation-structured",
-               caption="Permutation sensitivity index by question group and kind of permutation.")  # fmt: skip
+               caption="Permutation sensitivity index by question group and kind of permutation. Tick: permuted answers at "
+                       "the chance of someone who knows what there is, but not where.")  # fmt: skip
 else:
     print(f"{vlm.name}: vision tokens without a grid; only the full shuffle has a meaning")
 
 # %%
 if gridded:
-    run.table("psi_distance", psi.psi_by_distance(structured, by="group", seed=seed), seed=seed)
+    graded = structured[structured["permutation"].isin((psi.IN_PLACE, *near))]
+    run.table("psi_distance", psi.psi_by_distance(graded, by="group", seed=seed), seed=seed)
     run.figure("permutation.psi_by_distance", table="psi_distance",
-               caption="Permutation sensitivity index against the mean distance, in cells, that the vision tokens moved; each "
-                       "mark is a kind of permutation.")  # fmt: skip
+               caption="Permutation sensitivity index against the mean distance, in cells, that the vision tokens moved: no "
+                       "token further than 1, 1.5, 2 or 3 cells, and without bound.")  # fmt: skip
+    aside = indices[indices["permutation"] == "background"]
+    print("background alone:", aside.set_index("group")["psi"].round(3).to_dict())
 
 # %%
 if len(vlms) > 1:
-    by_kind = [psi.psi_table(permutation.measure(one, asked, draws=draws, batch_size=batch_size, seed=seed), chance, "kind", seed)
+    by_kind = [psi.psi_table(permutation.measure(one, asked, draws=draws, **asking), chance, "kind", seed)
                .assign(model=name) for name, one in vlms.items()]  # fmt: skip
     by_kind = run.table("psi_models", pd.concat(by_kind, ignore_index=True), vlm=every, seed=seed)
     print(by_kind[["model", "group", "n", "accuracy", "accuracy_permuted", "psi", "low", "high"]].round(3).to_string(index=False))
@@ -266,8 +319,8 @@ if len(vlms) > 1:
 
 # %%
 if answers_in_place and answers_permuted:
-    theirs = permutation.psi_from_answers(answers_in_place, answers_permuted, seed=seed)
-    print(run.table("psi_from_files", theirs, seed=seed).round(3).to_string(index=False))
+    given = permutation.psi_from_answers(answers_in_place, answers_permuted, seed=seed)
+    print(run.table("psi_from_files", given, seed=seed).round(3).to_string(index=False))
 else:
     print("no answer files were given (answers_in_place, answers_permuted)")
 published.psi_check()[["benchmark", "accuracy", "accuracy_permuted", "psi", "psi_published", "agrees"]].round(2)
@@ -280,10 +333,12 @@ published.psi_check()[["benchmark", "accuracy", "accuracy_permuted", "psi", "psi
 # token. Each column below moves one and leaves the others.
 
 # %%
-row_of_cells = float(vlm.encode(shown[:1]).spans[0].grid[1]) if gridded else 2.0
 unmoved = [one for one in asked if one.group.startswith("semantic")]
-shifts = (1.0, row_of_cells / 2, row_of_cells)
-moved = positions.measure(vlm, spatial + unmoved, shifts=shifts, axis=axis, batch_size=batch_size, seed=seed)
+row_of_cells = float(vlm.encode(asked[:1]).spans[0].grid[1]) if gridded else 4.0
+# in raster order ids have one axis; M-RoPE has one for columns and one for rows
+raster = tuple(dict.fromkeys((1.0, row_of_cells / 2, row_of_cells)))
+shifts = ((1.0, "width"), (1.0, "height")) if len(vlm.family.position_axes(vlm.model)) > 1 else raster
+moved = positions.measure(vlm, spatial + unmoved, shifts=shifts, **asking)
 moved = run.table("positions", moved, seed=seed)
 run.table("positions_accuracy", permutation.summary(moved, chance, seed), seed=seed)
 run.figure("positions.accuracy", table="positions_accuracy",
@@ -302,9 +357,11 @@ for condition, id, says, rule in (
     print(f"{condition}: accuracy drop {fell.estimate:.3f} [{fell.low:.3f}, {fell.high:.3f}]")
 
 # %% [markdown]
-# **Reading.** Where *tokens and ids shuffled together* costs nothing, the order of the sequence carries no place: it is all in
-# the ids. Where ids shifted by one spoil the column answers, and ids shifted by a row's length spoil the row answers and no
-# others, the model reads places off the distances between ids. What survives *one id for all* is in the tokens.
+# **Reading.** What *tokens and ids shuffled together* costs is what the order of the sequence is worth by itself; what *one id
+# for all* leaves above chance is in the order or in the tokens, and what still survives when the tokens are shuffled too is in
+# the tokens. Where ids in raster order shifted by one spoil the column answers, and shifted by a row's length the row answers
+# and no others, the model reads places off the distances between ids; under M-RoPE, a shift of the width ids should spoil the
+# columns alone, and one of the height ids the rows.
 
 # %% [markdown]
 # ## RoPE sensitivity
@@ -315,7 +372,7 @@ for condition, id, says, rule in (
 # finite difference. Beside it, the real intervention: the tokens stand Delta positions later and the model runs.
 
 # %%
-deltas = tuple(dict.fromkeys([delta, -delta, *(scale * delta for scale in (2.0, 4.0, 8.0))]))
+deltas = tuple(scale * delta for scale in (-4.0, -1.0, 1.0, 4.0))
 offline = of_each(rope.measure, shown, deltas=deltas, axis=axis, batch_size=batch_size)
 offline = run.table("rope", offline, vlm=every, seed=seed)
 at_delta = offline[offline["delta"] == delta]
@@ -324,19 +381,23 @@ run.figure("rope.curves", table="rope_layers",
            caption=f"Change of the scores of vision keys per position, and of the attention on the picture, by layer (mean over "
                    f"heads); vision keys turned by {delta:g} positions.")  # fmt: skip
 run.table("rope_heads", by_model(rope.by_head, at_delta, seed=seed), vlm=every, seed=seed)
-run.figure("rope.heads", table="rope_heads", caption="The same change of scores for every head.")
+run.figure("rope.heads", table="rope_heads",
+           caption=f"Change of the scores of vision keys per position for every head; vision keys turned by {delta:g} "
+                   f"positions.")  # fmt: skip
 
 # %%
 ours = at_delta[at_delta["model"] == main]
-wrong, early = rope.derivative_error(ours, seed=seed), rope.early_over_late(ours, seed=seed)
+wrong = rope.derivative_error(ours, seed=seed)
 run.claim("rope.derivative", "The exact derivative of the attention on the picture equals its finite difference.",
           rule="high(relative error) < 1e-4", estimate=wrong.estimate, low=wrong.low, high=wrong.high, n=wrong.clusters,
           table="rope", required=True)  # fmt: skip
-run.claim("rope.early", "Scores of vision keys depend on their phase more than twice as much in the first third of the layers as "
-          "in the last.", rule="low(early / late) > 2", estimate=early.estimate, low=early.low, high=early.high, n=early.clusters,
-          table="rope")  # fmt: skip
 print(f"derivative against finite difference: relative error {wrong.estimate:.1e}")
-print(f"|delta g_V|, early over late layers: {early.estimate:.2f} [{early.low:.2f}, {early.high:.2f}]")
+if ours["layer"].nunique() > 1:
+    early = rope.early_over_late(ours, seed=seed)
+    run.claim("rope.early", "Scores of vision keys depend on their phase more than twice as much in the first third of the "
+              "layers as in the last.", rule="low(early / late) > 2", estimate=early.estimate, low=early.low, high=early.high,
+              n=early.clusters, table="rope")  # fmt: skip
+    print(f"|delta g_V|, early over late layers: {early.estimate:.2f} [{early.low:.2f}, {early.high:.2f}]")
 
 # %%
 real = rope.rerun(vlm, shown, deltas=deltas, axis=axis, batch_size=batch_size)
@@ -347,7 +408,9 @@ run.figure("rope.offline", table="rope_rerun",
            caption="Change of the attention on the picture by layer when its tokens stand Delta positions later: scored anew "
                    "layer by layer, and with the model run, where changes add up.")  # fmt: skip
 run.table("rope_sweep", rope.by_delta(both, values, seed=seed), seed=seed)
-run.figure("rope.sweep", table="rope_sweep", caption="The same, mean over layers and heads, against Delta.")
+run.figure("rope.sweep", table="rope_sweep",
+           caption="Change of the attention on the picture, mean over layers and heads, against Delta: scored anew, and with the "
+                   "model run.")  # fmt: skip
 
 # %% [markdown]
 # **Reading.** Scoring anew and running agree in the first layer, where nothing but the keys has changed; behind it they may
@@ -363,7 +426,7 @@ run.figure("rope.sweep", table="rope_sweep", caption="The same, mean over layers
 
 # %%
 prompts = {"with": "default"} | ({"without": None} if vlm.default_system else {})
-attended = [of_each(balance.measure, shown, system=words, max_new_tokens=32, batch_size=batch_size).assign(prompt=name)
+attended = [of_each(balance.measure, shown, system=words, max_new_tokens=32, batch_size=min(16, batch_size)).assign(prompt=name)
             for name, words in prompts.items()]  # fmt: skip
 attended = pd.concat(attended, ignore_index=True)
 rows = []
@@ -380,7 +443,8 @@ kept = balance.shares_summary(balance.shares(ours, bos="keep"), seed)
 print("attention on bos kept:", kept.set_index(["comparison", "group"])["share"].round(3).to_dict())
 
 # %%
-heads = attended.assign(model=attended["model"] + ", " + attended["prompt"] + " system prompt")
+heads = attended if len(vlms) == 1 else attended[attended["prompt"] == "with"]
+heads = heads.assign(model=heads["model"] + ", " + heads["prompt"] + " system prompt")
 run.table("cmb", by_model(lambda part: balance.cmb_summary(balance.cmb(part), seed), heads), vlm=every, seed=seed)
 run.figure("balance.cmb", table="cmb", caption="Cross-modality balance of every head, vision / (vision + user text): 1 looks at "
            "the picture alone, 0 at the text alone.")  # fmt: skip
@@ -401,13 +465,14 @@ from spatialprobes.images import open_image, png_bytes
 said = grounding.with_generated_answers(vlm, shown, batch_size=batch_size)
 candidates = {one.id: [word] if images else [thing.name.split()[-1] for thing in one.objects] for one in said}
 wanted = {one.id: [w for w in one.answer.lower().split() if w in candidates[one.id]][:1] for one in said}
-wanted = {id: words for id, words in wanted.items() if words} if gridded else {}
+mapped = vlm.encode(shown[:1]).spans[0].grid is not None
+wanted = {id: words for id, words in wanted.items() if words} if mapped else {}
 if wanted:
     asks = {"emits": {"row": "emits"}, "query": {"row": "query"}}
     maps = {name: grounding.measure(vlm, said, wanted, part="answer", batch_size=batch_size, **how) for name, how in asks.items()}
     drawn = pd.concat([grounding.mean_map(frame).assign(row_of=name) for name, frame in maps.items()])
 else:
-    print("no maps:", "no answer has the word" if gridded else "the vision tokens have no grid")
+    print("no maps:", "no answer has the word" if mapped else "the vision tokens have no grid")
 
 # %%
 if wanted:
@@ -440,15 +505,22 @@ def sharpness(one):
         sets["questions"] = (asked, {e.id: [e.meta["subject"]] for e in asked if e.meta["subject"]}, "user")
     found = [grounding.entropy(grounding.published(one, which, words, part=part, batch_size=batch_size)).assign(dataset=name)
              for name, (which, words, part) in sets.items() if words]  # fmt: skip
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["dataset", "cluster"])
 
 
-if wanted:
-    flat = run.table("entropy", of_each(sharpness), vlm=every, seed=seed)
-    run.table("entropy_summary", grounding.entropy_summary(flat, seed=seed), vlm=every, seed=seed)
+# %%
+on_grids = [one for one in every if one.encode(shown[:1]).spans[0].grid is not None] if wanted else []
+flat = [sharpness(one).assign(model=one.facts()["model"]) for one in on_grids]
+flat = pd.concat(flat, ignore_index=True) if flat else pd.DataFrame(columns=["dataset", "model", "cluster"])
+flat = flat[flat.groupby(["dataset", "model"])["cluster"].transform("nunique") > 1]  # one picture has no interval
+if len(flat):
+    flat = run.table("entropy", flat, vlm=on_grids, seed=seed)
+    run.table("entropy_summary", grounding.entropy_summary(flat, seed=seed), vlm=on_grids, seed=seed)
     run.figure("heatmap.entropy", table="entropy_summary",
                caption="Normalised entropy of the attention maps of words, as published (the word's own row, mean over heads and "
                        "layers, no system prompt), with 95% intervals over pictures.")  # fmt: skip
+else:
+    print("no maps of two pictures to compare")
 
 # %% [markdown]
 # ## The study's own layout
@@ -459,8 +531,6 @@ if wanted:
 # other's names; mended, each has its own.
 
 # %%
-from spatialprobes.sources import diagnostics
-
 runs = []
 files = {one.id: {"file_name": Path(one.image).name if images else one.id, "caption": one.answer} for one in said}
 for name in vlms:
@@ -471,9 +541,12 @@ for name in vlms:
 for name, one in zip(vlms, runs) if export else ():
     print("wrote", folder := diagnostics.write_run(one, export))
     print("wrote", norms.write_vectors(lengths[lengths["when"] == name], folder / "vectors.npz"))
-theirs = [diagnostics.read_run(folder) for folder in study_runs.split()]
 
 # %%
+ours = {one.name for one in runs}
+again = {one.name: f"{one.slug} (read)" for one in theirs if one.name in ours}
+theirs = [replace(one, slug=again[one.name], meta={**one.meta, "model_name": again[one.name]}) if one.name in again else one
+          for one in theirs]  # fmt: skip
 if len(runs) + len(theirs) > 1:
     run.table("compared", diagnostics.by_layer([*runs, *theirs], seed=seed), vlm=every, seed=seed)
     run.figure("diagnostics.comparison", table="compared",

@@ -29,6 +29,7 @@ from spatialprobes.tables import canonical_json, read_table, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 WIDTHS = {"one": 3.4, "two": 7.0}  # inches: one column of a paper, or both
 DPI = 200
@@ -201,6 +202,15 @@ def new_figure(width: str, height: float) -> Figure:
     if width not in WIDTHS:
         raise ValueError(f"width {width!r} is not one of {', '.join(WIDTHS)}")
     return Figure(figsize=(WIDTHS[width], height), layout="constrained")
+
+
+def panels(figure: Figure, count: int, across: int = 3, **options: Any) -> list[Axes]:
+    """`count` axes, at most `across` beside one another; options go to `Figure.subplots`."""
+    columns = min(across, count)
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False, **options).flat
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return list(axes[:count])
 
 
 def colour(meaning: str, place: int) -> str:

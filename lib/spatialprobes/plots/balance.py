@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from spatialprobes.plots import COLOURS, colour, need, new_figure
+from spatialprobes.plots import COLOURS, colour, need, new_figure, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,19 +93,19 @@ def cmb(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         raise ValueError("balance.cmb: a value lies outside [0, 1], or is NaN")
     models = list(dict.fromkeys(frame["model"]))
     most = frame.groupby("model")["layer"].nunique().max()
-    figure = new_figure(width, 1.1 + min(max(0.16 * most, 1.1), 4.0))
-    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    figure = new_figure(width, -(-len(models) // 3) * (1.1 + min(max(0.16 * most, 1.1), 4.0)))
+    axes = panels(figure, len(models))
     for ax, model in zip(axes, models, strict=True):
         grid = frame[frame["model"] == model].pivot(index="layer", columns="head", values="cmb")
         shown = ax.imshow(grid, cmap=BETWEEN, vmin=0, vmax=1, aspect="auto")
-        ax.set_title(str(model), parse_math=False)
+        ax.set_title(fill(str(model), 84 // min(3, len(models))), parse_math=False)
         ax.set_xlabel("head")
+        ax.set_ylabel("layer")
         for axis, names in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
             ticks = MaxNLocator(8, integer=True).tick_values(0, len(names) - 1)
             places = sorted({int(tick) for tick in ticks if 0 <= tick < len(names)})
             axis.set_ticks(places, [str(names[place]) for place in places])
-    axes[0].set_ylabel("layer")
-    bar = figure.colorbar(shown, ax=list(axes), fraction=0.05, pad=0.02, aspect=25, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=25, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0  text", "0.25", "0.5", "0.75", "1  vision"])
     bar.set_label("vision / (vision + text)")
     return figure

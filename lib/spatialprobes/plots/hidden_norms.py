@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from spatialprobes.plots import COLOURS, CYCLE, GREY, need, new_figure
+from spatialprobes.plots import COLOURS, CYCLE, GREY, need, new_figure, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,9 @@ def curves(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     frame = frame if "model" in frame.columns else frame.assign(model="")
     _check(frame, "norm", ["model", "group"], "hidden_norms.curves")
     models = list(dict.fromkeys(frame["model"]))
-    figure = new_figure(width, 2.9)
-    axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    lines = -(-len(models) // 3)
+    figure = new_figure(width, 0.4 + 2.5 * lines)
+    axes = panels(figure, len(models), sharey=True)
     for ax, model in zip(axes, models, strict=True):
         rows = frame[frame["model"] == model]
         for index, (group, part) in enumerate(rows.groupby("group", sort=False)):
@@ -44,7 +45,8 @@ def curves(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_yscale("log")
         ax.set_title(str(model), parse_math=False)
         _layers(ax, rows)
-    axes[0].set_ylabel("mean norm of hidden states (log scale)")
+    for ax in axes[::3]:
+        ax.set_ylabel("mean norm (log scale)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(set(frame["group"])))
     return figure
 
@@ -102,7 +104,7 @@ def _layers(ax: Axes, rows: pd.DataFrame) -> None:
         ax.axvline(last + apart / 2, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.5)))
         ticks, labels = [*ticks, last + apart], [*labels, "after\nnorm"]
     ax.set_xticks(ticks, labels)
-    ax.set_xlabel("layer (0: what enters the first block)")
+    ax.set_xlabel("layer (0: input)")
     ax.grid(axis="y")
 
 

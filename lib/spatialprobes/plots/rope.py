@@ -7,12 +7,13 @@ are told apart by their names, never by their order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from spatialprobes.plots import CYCLE, GREY, need, new_figure
+from spatialprobes.plots import CYCLE, GREY, need, new_figure, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,19 +81,19 @@ def heads(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         else {"cmap": "viridis", "vmin": 0, "vmax": most}
     )
     rows = frame.groupby("model")["layer"].nunique().max()
-    figure = new_figure(width, 1.0 + min(max(0.16 * rows, 1.1), 4.0))
-    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    figure = new_figure(width, -(-len(models) // 3) * (1.0 + min(max(0.16 * rows, 1.1), 4.0)))
+    axes = panels(figure, len(models))
     for ax, model in zip(axes, models, strict=True):
         grid = frame[frame["model"] == model].pivot(index="layer", columns="head", values="mean")
         shown = ax.imshow(grid, aspect="auto", **look)
-        ax.set_title(str(model), parse_math=False)
+        ax.set_title(fill(str(model), 84 // min(3, len(models))), parse_math=False)
         ax.set_xlabel("head")
+        ax.set_ylabel("layer")
         for axis, names in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
             places = [int(p) for p in MaxNLocator(8, integer=True).tick_values(0, len(names) - 1) if 0 <= p < len(names)]
             axis.set_ticks(places, [str(names[place]) for place in places])
-    axes[0].set_ylabel("layer")
     label = NAMES.get(values[0], ("", values[0]))[1]
-    figure.colorbar(shown, ax=list(axes), fraction=0.05, pad=0.02, aspect=25).set_label(label)
+    figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=25).set_label(label)
     return figure
 
 

@@ -16,15 +16,18 @@ import pandas as pd
 
 from spatialprobes.answers import answer
 from spatialprobes.examples import Example
+from spatialprobes.families import ALL
 from spatialprobes.intervene import carried, constant, intervene, shifted
 from spatialprobes.probes import psi
+from spatialprobes.seeds import check_seed
 from spatialprobes.stats import Interval
 from spatialprobes.vlm import VLM
 
 IN_PLACE = "in place"
 SHUFFLED, TOGETHER, IDS, ONE = "tokens shuffled", "tokens and ids shuffled together", "ids shuffled", "one id for all"
-DRAWN = (SHUFFLED, TOGETHER, IDS)
-CONDITIONS = (SHUFFLED, TOGETHER, IDS, ONE)
+NEITHER = "one id for all, tokens shuffled"
+DRAWN = (SHUFFLED, TOGETHER, IDS, NEITHER)
+CONDITIONS = (SHUFFLED, TOGETHER, IDS, ONE, NEITHER)
 
 
 def measure(
@@ -32,8 +35,7 @@ def measure(
     examples: Sequence[Example],
     *,
     conditions: Sequence[str] = CONDITIONS,
-    shifts: Sequence[float] = (1.0, -1.0),
-    axis: str = "all",
+    shifts: Sequence[float | tuple[float, str]] = (1.0, -1.0),
     draws: int = 1,
     by: str = "generate",
     max_new_tokens: int = 8,
@@ -46,10 +48,12 @@ def measure(
     example has none), expected, answer, correct, parsed, condition, draw (-1 where nothing is drawn).
     conditions: of `CONDITIONS`. "tokens shuffled": tokens change places, position ids stay (the permutation probe).
     "tokens and ids shuffled together": each token keeps its id, so that only the causal order changes. "ids shuffled": tokens
-    stay, ids change places. "one id for all": all tokens of a picture at the mean of their positions. shifts: also "ids shifted
-    by <d>", all ids of the picture moved by d positions along ``axis``. draws: of the shuffled ones; every picture has its own
-    permutation.
-    Raises ValueError for an unknown condition, draws < 1, no examples, and an axis that the model lacks.
+    stay, ids change places. "one id for all": all tokens of a picture at the mean of their positions; "one id for all, tokens
+    shuffled": neither ids nor order are left. shifts: also "ids shifted by <d>", all ids of the picture moved by d positions
+    along every axis, and for (d, axis) "ids shifted by <d>, <axis>", of M-RoPE's "temporal", "height" and "width". draws: of the
+    shuffled ones; every picture has its own permutation.
+    Raises ValueError for an unknown condition, draws < 1, no examples, a seed that is none, an axis that the model lacks and
+    shifts that would have one name.
     """
     if unknown := [name for name in conditions if name not in CONDITIONS]:
         raise ValueError(f"condition {unknown[0]!r} is unknown; {', '.join(map(repr, CONDITIONS))}")
@@ -57,6 +61,11 @@ def measure(
         raise ValueError(f"draws is {draws}; it must be at least 1")
     if not examples:
         raise ValueError("no examples were given")
+    check_seed(seed)
+    moves_of_ids = [shift if isinstance(shift, tuple) else (shift, ALL) for shift in shifts]
+    shifted_ids = {f"ids shifted by {d:+g}" + (f", {axis}" if axis != ALL else ""): shifted(d, axis) for d, axis in moves_of_ids}
+    if len(shifted_ids) < len(shifts):
+        raise ValueError(f"shifts={tuple(shifts)}: two of them have one name; they must differ in six digits")
     pictures = {example.cluster or example.id: example for example in examples}
     lengths = [len(tokens) for tokens in vlm.vision_features(list(pictures.values()), batch_size)]
 
@@ -73,11 +82,12 @@ def measure(
             SHUFFLED: {"permute": permutations},
             TOGETHER: {"permute": permutations, "positions": carried(permutations)},
             IDS: {"positions": carried(permutations)},
+            NEITHER: {"permute": permutations, "positions": constant()},
         }
         frames += [asked(name, draw, intervene(vlm, **moves[name])) for name in conditions if name in DRAWN]
     if ONE in conditions:
         frames.append(asked(ONE, -1, intervene(vlm, positions=constant())))
-    frames += [asked(f"ids shifted by {d:+g}", -1, intervene(vlm, positions=shifted(d, axis))) for d in shifts]
+    frames += [asked(name, -1, intervene(vlm, positions=move)) for name, move in shifted_ids.items()]
     frame = pd.concat(frames, ignore_index=True)
     kinds = {example.id: example.meta.get("kind") or example.group.split(".")[0] for example in examples}
     frame.insert(3, "kind", frame["id"].map(kinds))
