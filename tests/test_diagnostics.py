@@ -49,6 +49,21 @@ def published(tmp_path):
     return folder
 
 
+NORMS = ("hidden_norms_sys", "hidden_norms_user_text", "hidden_norms_vision")
+
+
+def changed(stem, **arrays):
+    """Write the picture's arrays again, some of them others, those that are None left out."""
+    known = read_npz(stem.with_suffix(".npz")) | arrays
+    np.savez(stem.with_suffix(".npz"), **{name: array for name, array in known.items() if array is not None})
+
+
+def spot(value):
+    array = np.ones((LAYERS, HEADS))
+    array[1, 2] = value
+    return array
+
+
 def test_arrays_of_each_picture_are_rows(published):
     run = diagnostics.read_run(published)
     assert (run.slug, run.stripped, run.name, run.delta) == ("llava-v1.5-7b", False, "llava-v1.5-7b__sp-0", 1.0)
@@ -121,6 +136,26 @@ def test_what_was_read_is_written_again(published, tmp_path):
         (lambda stem: np.savez(stem.with_suffix(".npz"), other=np.ones((2, 2))), "none of the arrays"),
         (lambda stem: np.savez(stem.with_suffix(".npz"), alphaV=np.array([["a"]])), "not numbers"),
         (lambda stem: np.savez(stem.with_suffix(".npz"), alphaV=np.array([[{}]])), "holds objects"),
+        (
+            lambda stem: changed(stem, delta_gv=None),
+            "the list of arrays is head_vision_share, alphaV, share_prod_notV, delta_alphaV",
+        ),
+        (lambda stem: changed(stem, hidden_norms_sys=None), "the list of arrays is"),
+        (lambda stem: changed(stem, delta_gv=spot(np.inf)), "delta_gv holds an infinity, at [1, 2]"),
+        (lambda stem: changed(stem, **dict.fromkeys(diagnostics.HEADS, np.full((3, 4), np.nan))), "(3, 4) without a value"),
+        (lambda stem: changed(stem, **dict.fromkeys(diagnostics.HEADS, np.ones((0, 0)))), "(0, 0) without a value"),
+        (lambda stem: changed(stem, delta_gv=np.full((3, 4), np.nan)), "without a value is delta_gv [0, 1, 2], none in most"),
+        (lambda stem: changed(stem, hidden_norms_vision=np.ones(7)), "hidden norms of the shapes [(4,), (7,)]"),
+        (lambda stem: changed(stem, **dict.fromkeys(NORMS, np.ones(7))), "layers with hidden norms is 7, 4 in most"),
+        (lambda stem: changed(stem, **dict.fromkeys(NORMS, np.ones((4, 2)))), "hidden norms of the shapes [(4, 2)]"),
+        (lambda stem: changed(stem, **dict.fromkeys(NORMS, np.ones(3))), "hidden norms of 3 layers, heads of 3"),
+        (lambda stem: changed(stem, hidden_norms_grid=np.ones(4)), "it must be [layer, token]"),
+        (lambda stem: stem.with_suffix(".json").write_text("[" * 100_000 + "]" * 100_000), "nested too deep"),
+        (lambda stem: stem.with_suffix(".json").write_text('{"mean_sys_share": Infinity}'), "mean_sys_share is inf"),
+        (lambda stem: stem.with_suffix(".json").write_text('{"mean_sys_share": 1%s}' % ("0" * 400)), "not a number"),
+        (lambda stem: stem.with_suffix(".json").write_text('{"caption": ["a"]}'), "caption is ['a'], not text"),
+        (lambda stem: stem.with_suffix(".json").write_text('{"example": 5}'), "example is 5, not text"),
+        (lambda stem: stem.with_suffix(".json").write_text('{"example": "000000000139"}'), "is that of 000000000139.json"),
     ],
 )
 def test_pictures_that_failed_are_reported_and_not_counted(published, spoil, says, tmp_path):
@@ -134,6 +169,84 @@ def test_pictures_that_failed_are_reported_and_not_counted(published, spoil, say
     assert diagnostics.summary(run)["images_used"] == 2
     again = diagnostics.read_run(diagnostics.write_run(run, tmp_path / "copy"))
     assert again.problems["error"].tolist() == [problem["error"]]
+    assert diagnostics.by_layer([run]).notna().all(axis=None)
+
+
+def test_most_pictures_say_which_form_is_right(published):
+    whole = diagnostics.read_run(published)
+    changed(published / "per_image" / f"{NUMBERS[0]:012d}", **dict.fromkeys(diagnostics.HEADS, np.ones((2, 2))))
+    run = diagnostics.read_run(published)
+    assert run.problems["example"].tolist() == [f"{NUMBERS[0]:012d}"]
+    kept = whole.heads[whole.heads["example"] != f"{NUMBERS[0]:012d}"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(run.heads, kept)
+
+
+def test_layers_that_have_no_attention_in_any_picture_have_no_rows(published):
+    for number in NUMBERS:
+        arrays = read_npz(published / "per_image" / f"{number:012d}.npz")
+        empty = {name: np.where([[True], [False], [True]], arrays[name], np.nan) for name in diagnostics.HEADS}
+        changed(published / "per_image" / f"{number:012d}", **empty)
+    run = diagnostics.read_run(published)
+    assert run.problems.empty and set(run.heads["layer"]) == {0, 2} and diagnostics.by_layer([run])["layer"].tolist() == [0, 2]
+
+
+def test_an_example_without_a_name_is_called_as_its_files(published):
+    for number in NUMBERS:
+        (published / "per_image" / f"{number:012d}.json").write_text('{"example": null}')
+    assert diagnostics.read_run(published).images["example"].tolist() == [f"{number:012d}" for number in NUMBERS]
+
+
+def test_a_run_written_over_another_leaves_nothing_of_it(published, tmp_path):
+    run, folder = diagnostics.read_run(published), tmp_path / "copy" / published.name
+    few = run.images["example"].isin(run.images["example"][:2])
+    part = {
+        name: getattr(run, name)[getattr(run, name)["example"].isin(run.images["example"][few])] for name in ("heads", "hidden")
+    }
+    less = diagnostics.Run(run.slug, run.stripped, run.meta, **part, images=run.images[few])
+    alone = diagnostics.write_run(less, tmp_path / "alone")
+    diagnostics.write_run(run, tmp_path / "copy")
+    (folder / "per_image" / "notes.json").write_text("{}")
+    diagnostics.write_run(less, tmp_path / "copy")
+    assert (folder / "per_image" / "notes.json").read_text() == "{}"
+    (folder / "per_image" / "notes.json").unlink()
+    found, known = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} for root in (folder, alone)
+    )
+    assert found == known
+
+
+def test_a_run_cut_off_while_it_was_written_over_another_is_none(published, tmp_path, monkeypatch):
+    run = diagnostics.read_run(published)
+    folder = diagnostics.write_run(run, tmp_path / "copy")
+
+    def full(path, arrays):
+        raise OSError("no room")
+
+    monkeypatch.setattr(diagnostics, "write_npz", full)
+    with pytest.raises(OSError, match="no room"):
+        diagnostics.write_run(run, tmp_path / "copy")
+    with pytest.raises(FileNotFoundError, match=r"no file .*meta\.json"):
+        diagnostics.read_run(folder)
+
+
+def test_a_run_is_read_from_within_its_folder(published, monkeypatch):
+    monkeypatch.chdir(published)
+    assert diagnostics.read_run(".").name == published.name
+    monkeypatch.chdir(published / "per_image")
+    assert diagnostics.read_run("..").name == published.name
+
+
+@pytest.mark.parametrize("said", ['"abc"', "null", "true", "NaN", "Infinity", "[1]"])
+def test_settings_without_a_number_of_steps_are_refused(published, said):
+    (published / "meta.json").write_text(f'{{"delta_steps": {said}}}')
+    with pytest.raises(ValueError, match=r"meta\.json: delta_steps is .*, not a number"):
+        diagnostics.read_run(published)
+
+
+def test_settings_nested_too_deep_are_refused(published):
+    (published / "meta.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"meta\.json: .*nested too deep"):
+        diagnostics.read_run(published)
 
 
 def test_an_array_larger_than_its_file_allows_is_refused(tmp_path):
@@ -218,7 +331,11 @@ def test_tables_that_are_not_one_run_are_refused(ours, tmp_path):
         diagnostics.from_tables("tiny", pd.concat([sensitivity, sensitivity.assign(delta=1.0)]))
     with pytest.raises(ValueError, match="cmb has 3 examples that are not the 4 of rope"):
         diagnostics.from_tables("tiny", sensitivity, cmb=tables["cmb"][tables["cmb"]["example"] != "e0"])
-    for slug in ("../tiny", "a/b", ".hidden", ""):
+    run = diagnostics.from_tables("tiny", sensitivity)
+    run.problems = pd.DataFrame({"example": ["e1"], "error": ["broken"]})
+    with pytest.raises(ValueError, match="'e1' stands twice among the examples and problems"):
+        diagnostics.write_run(run, tmp_path)
+    for slug in ("../tiny", "a/b", ".hidden", "", "a\nb", "a\0b"):
         with pytest.raises(ValueError, match="is no folder's name"):
             diagnostics.write_run(diagnostics.from_tables(slug, sensitivity), tmp_path)
 
@@ -290,3 +407,16 @@ def test_layer_means_with_intervals_over_pictures(published):
     single = diagnostics.by_layer([diagnostics.Run(run.slug, False, run.meta, alone, run.hidden, run.images)])
     assert single["abs_delta_g_v_low"].isna().all() and single["abs_delta_g_v"].notna().all()
     assert plots.draw("diagnostics.comparison", pd.concat([frame, single.assign(run="alone")]), {}).axes
+
+
+def test_layer_means_name_the_picture_that_lacks_a_number(published):
+    run = diagnostics.read_run(published)
+    heads = run.heads
+    bare = heads.assign(delta_g_v=np.nan)
+    frame = diagnostics.by_layer([diagnostics.Run(run.slug, False, run.meta, bare, run.hidden, run.images)])
+    assert frame["abs_delta_g_v"].isna().all() and frame["delta_alpha_v_low"].notna().all()
+    for value in (np.nan, np.inf):
+        of = (heads["example"] == f"{NUMBERS[1]:012d}") & (heads["layer"] == 1)
+        run.heads = heads.assign(delta_g_v=heads["delta_g_v"].mask(of, value))
+        with pytest.raises(ValueError, match=r"llava-v1\.5-7b__sp-0: abs_delta_g_v of '000000000285' in layer 1 is no number"):
+            diagnostics.by_layer([run])

@@ -10,7 +10,9 @@ labelled so. Its delta_gv is divided by delta_steps, which is 1 in what was publ
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,29 +21,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from spatialprobes.sources.arrays import read_npy, read_npz, write_npy, write_npz
+from spatialprobes.sources.arrays import read_npy, write_npy, write_npz
+from spatialprobes.sources.diagnostic_pictures import (
+    GRID,
+    HEADS,
+    MAX_IMAGE_BYTES,
+    MAX_JSON_BYTES,
+    NORMED,
+    SHARES,
+    Picture,
+    head_arrays,
+    head_table,
+    hidden_arrays,
+    number,
+    read_picture,
+)
+from spatialprobes.sources.json_files import read_object
 from spatialprobes.stats import bootstrap
 from spatialprobes.tables import write_atomically
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-HEADS = {  # array of a picture, [layer, head] -> column
-    "head_vision_share": "cmb",
-    "alphaV": "alpha_v",
-    "share_prod_notV": "share_prod_not_v",
-    "delta_gv": "delta_g_v",
-    "delta_alphaV": "delta_alpha_v",
-}
-HIDDEN = {"hidden_norms_sys": "system", "hidden_norms_user_text": "text", "hidden_norms_vision": "vision"}  # [layer]
-GRID = "hidden_norms_grid"  # [layer, token]
-SHARES = ("mean_vision_share", "mean_text_share", "mean_sys_share")
 AVERAGES = {"alphaV": "alpha_v", "delta_gv": "delta_g_v", "abs_delta_gv": "abs_delta_g_v", "delta_alphaV": "delta_alpha_v"}
 TEXT = ("user", "role")  # the study's user text has the turn markers in it
-STREAM, NORMED = "stream", "final norm"
-FOLDER = re.compile(r"(?P<slug>[^/\\]+)__sp-(?P<stripped>[01])")
-MAX_IMAGE_BYTES = 256_000_000  # of the arrays of one picture
-MAX_JSON_BYTES = 200_000_000
+FOLDER = re.compile(r"(?P<slug>[^/\\\x00-\x1f\x7f]+)__sp-(?P<stripped>[01])")
+PICTURE = re.compile(r"[0-9]+\.(npz|json)")  # of a file in per_image
 
 
 @dataclass
@@ -78,48 +83,36 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """The run in `folder`, whose name says slug and system prompt.
 
-    A picture is counted where both its files are there and say the same [layer, head]; whatever else is found, the error rows of
-    the original ({"error": ...}) among it, stands under `problems`. Raises FileNotFoundError for the folder or what it lacks,
-    ValueError for a name that is no run's, a broken meta.json, and where no picture can be counted.
+    A picture is counted where both its files are there, hold what they can, and have the form (`Picture.form`) that most pictures
+    have; whatever else is found, the error rows of the original ({"error": ...}) and second files of one example among it, stands
+    under `problems`. Raises FileNotFoundError for the folder or what it lacks, ValueError for a name that is no run's, a broken
+    meta.json, and where no picture can be counted.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # "." has no name; a link keeps its own
     name = FOLDER.fullmatch(folder.name)
     if not name:
         raise ValueError(f"{folder.name!r} is no run folder; it would be called <slug>__sp-0 or <slug>__sp-1")
     for part in (folder, folder / "per_image"):
         if not part.is_dir():
             raise FileNotFoundError(f"no folder {part}")
-    meta = _json(folder / "meta.json")
-    heads, hidden, images, problems, grids, shape = [], [], [], [], {}, None
-    files = {path.stem for path in (folder / "per_image").iterdir() if path.suffix in (".json", ".npz") and path.name[0] != "."}
-    for stem in sorted(files):
-        try:
-            facts, arrays = _picture(folder / "per_image" / stem)
-            shares = {key: _number(facts, key) for key in SHARES}
-            found = _shape(arrays)
-            if shape not in (None, found):
-                raise ValueError(f"{stem}.npz: [layer, head] is {found}, {shape} in the pictures before")
-        except (ValueError, FileNotFoundError) as error:
-            problems.append({"example": stem, "error": str(error)})
-            continue
-        shape, example = found, str(facts.get("example", stem))
-        heads.append(_heads(example, arrays, found))
-        hidden.append(_hidden(example, arrays))
-        images.append({"example": example, **{key: facts.get(key) for key in ("image_id", "file_name", "caption")}, **shares})
-        if GRID in arrays:
-            grids[example] = arrays[GRID]
-    if not heads:
-        first = f", the first: {problems[0]['error']}" if problems else ""
-        raise ValueError(f"{folder}: no picture of {len(files)} can be counted{first}")
-    tables = (pd.concat(heads, ignore_index=True), pd.concat(hidden, ignore_index=True), pd.DataFrame(images))
-    return Run(name["slug"], name["stripped"] == "1", meta, *tables, pd.DataFrame(problems, columns=["example", "error"]), grids)
+    meta = _meta(folder / "meta.json")
+    pictures, problems = _pictures(folder / "per_image")
+    if not pictures:
+        first = f", the first: {next(iter(problems.values()))}" if problems else ""
+        raise ValueError(f"{folder}: no picture of {len(problems)} can be counted{first}")
+    heads, hidden = (pd.concat([getattr(one, table) for one in pictures], ignore_index=True) for table in ("heads", "hidden"))
+    images = pd.DataFrame([one.image for one in pictures])
+    left_out = pd.DataFrame(sorted(problems.items()), columns=["example", "error"], dtype="object")
+    grids = {one.example: one.grid for one in pictures if one.grid is not None}
+    return Run(name["slug"], name["stripped"] == "1", meta, heads, hidden, images, left_out, grids)
 
 
 def write_run(run: Run, root: str | Path) -> Path:
     """Write `<root>/<slug>__sp-{0|1}/` as the original does, analysis included; each file whole or not at all.
 
-    Ids that are whole numbers are the image ids; if any is not, pictures are numbered in their order. Problems are written as
-    the original's error rows. Raises ValueError for a slug that is no folder's name and for tables that do not fit together.
+    The pictures of an older run there are taken away; files that are none of the layout's stay. Ids that are whole numbers are
+    the image ids; if any is not, pictures are numbered in their order. Problems are written as the original's error rows. Raises
+    ValueError for a slug that is no folder's name and for tables that do not fit together.
     """
     if not FOLDER.fullmatch(run.name) or run.slug.startswith("."):
         raise ValueError(f"slug {run.slug!r} is no folder's name")
@@ -127,12 +120,16 @@ def write_run(run: Run, root: str | Path) -> Path:
     examples = list(dict.fromkeys(run.heads["example"]))
     if len(run.images) != len(examples) or set(run.images["example"]) != set(examples):
         raise ValueError(f"{run.name}: {len(examples)} examples in heads, {len(run.images)} in images; they must be the same")
-    numbers = _numbers([*examples, *run.problems["example"]])
+    names = [*examples, *run.problems["example"]]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{run.name}: {twice[0]!r} stands twice among the examples and problems")
+    numbers, averages, said = _numbers(names), average(run.heads), summary(run)
     hidden = {example: part for example, part in run.hidden.groupby("example", sort=False)}
     images = run.images.set_index("example")
     predictions = []
+    _clear(folder)
     for example, part in run.heads.groupby("example", sort=False):
-        arrays = _arrays(part) | (_hidden_arrays(hidden[example]) if example in hidden else {})
+        arrays = head_arrays(part) | (hidden_arrays(hidden[example]) if example in hidden else {})
         arrays |= {GRID: run.grids[example]} if example in run.grids else {}
         row = images.loc[example]
         known = {key: row[key] for key in ("file_name", "caption", *SHARES) if key in row and not pd.isna(row[key])}
@@ -145,10 +142,9 @@ def write_run(run: Run, root: str | Path) -> Path:
     for example, error in run.problems[["example", "error"]].itertuples(index=False):
         _write_json(folder / "per_image" / f"{numbers[example]:012d}.json", {"error": error, "example": example})
     _write_json(folder / "preds.json", predictions)
-    averages = average(run.heads)
     for name, column in AVERAGES.items():
-        write_npy(folder / "analysis" / f"avg_{name}.npy", _table(averages, column))
-    _write_json(folder / "analysis" / "summary.json", summary(run))
+        write_npy(folder / "analysis" / f"avg_{name}.npy", head_table(averages, column))
+    _write_json(folder / "analysis" / "summary.json", said)
     _write_json(folder / "meta.json", run.meta)  # last: where it is, the rest is
     return folder
 
@@ -190,14 +186,15 @@ def read_analysis(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(f"{folder}: arrays of the shapes {sorted(shapes)}; all must be the same [layer, head]")
     layer, head = (each.ravel() for each in np.indices(shapes.pop()))
     frame = pd.DataFrame({"layer": layer, "head": head, **{column: array.ravel() for column, array in arrays.items()}})
-    return frame, _json(folder / "summary.json")
+    return frame, read_object(folder / "summary.json", MAX_JSON_BYTES)
 
 
 def by_layer(runs: list[Run], seed: int = 0) -> pd.DataFrame:
     """Means over the heads of each layer, for `plots.diagnostics.comparison`; runs in the order given.
 
     Columns: run, model, layer, abs_delta_g_v, abs_delta_g_v_low, abs_delta_g_v_high, delta_alpha_v, and its _low and _high.
-    Intervals resample pictures; NaN where a run has one.
+    Intervals resample pictures; NaN where a run has one. Arrays that a run does not have are NaN. Raises ValueError naming the
+    example where one picture lacks a number that others have.
     """
     rows = []
     for run in runs:
@@ -206,7 +203,13 @@ def by_layer(runs: list[Run], seed: int = 0) -> pd.DataFrame:
         for layer, part in means.groupby("layer"):
             row = {"run": run.name, "model": str(run.meta.get("model_name", run.slug)), "layer": layer}
             for column in part:
-                found = bootstrap(part[column].to_numpy(), None, seed=seed) if len(part) > 1 else None
+                lacking = ~np.isfinite(part[column])
+                if lacking.any() and part[column].notna().any():
+                    example = part.index[lacking][0][1]
+                    raise ValueError(
+                        f"{run.name}: {column} of {example!r} in layer {layer} is no number; other pictures have one"
+                    )
+                found = bootstrap(part[column].to_numpy(), None, seed=seed) if len(part) > 1 and not lacking.any() else None
                 low, high = (found.low, found.high) if found else (np.nan, np.nan)
                 row |= {column: part[column].mean(), f"{column}_low": low, f"{column}_high": high}
             rows.append(row)
@@ -266,70 +269,48 @@ def _as_published(hidden: pd.DataFrame | None) -> pd.DataFrame:
     return (sums["total"] / sums["tokens"].where(sums["tokens"] > 0)).rename("norm").reset_index()
 
 
-# --- one picture ---
+def _meta(path: Path) -> dict[str, Any]:
+    meta = read_object(path, MAX_JSON_BYTES)
+    try:
+        known = "delta_steps" not in meta or not np.isnan(number(meta, "delta_steps"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not known:
+        raise ValueError(f"{path}: delta_steps is {meta['delta_steps']!r}, not a number")
+    return meta
 
 
-def _picture(stem: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    facts = _json(stem.with_suffix(".json"))
-    if "error" in facts:
-        raise ValueError(str(facts["error"]))
-    arrays = read_npz(stem.with_suffix(".npz"), MAX_IMAGE_BYTES)
-    if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
-        raise ValueError(f"{stem.name}.npz: {wrong[0]} holds {arrays[wrong[0]].dtype}, not numbers")
-    return facts, {name: array.astype(np.float64) for name, array in arrays.items()}
+def _pictures(folder: Path) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures that count, and what is wrong with each other stem."""
+    found: dict[str, Picture] = {}
+    problems: dict[str, str] = {}
+    files = (path for path in folder.iterdir() if path.suffix in (".json", ".npz") and path.name[0] != ".")
+    for stem in sorted({path.stem for path in files}):
+        try:
+            found[stem] = read_picture(folder / stem)
+        except (ValueError, FileNotFoundError) as error:
+            problems[stem] = str(error)
+    forms = Counter(tuple(picture.form.items()) for picture in found.values())
+    usual = dict(forms.most_common(1)[0][0]) if forms else {}
+    kept: dict[str, tuple[str, Picture]] = {}  # by example
+    for stem, picture in found.items():
+        differs = [what for what, how in picture.form.items() if how != usual[what]]
+        if differs:
+            what = differs[0]
+            problems[stem] = f"{stem}.npz: {what} is {picture.form[what]}, {usual[what]} in most pictures"
+        elif picture.example in kept:
+            problems[stem] = f"{stem}.json: example {picture.example!r} is that of {kept[picture.example][0]}.json"
+        else:
+            kept[picture.example] = stem, picture
+    return [picture for _, picture in kept.values()], problems
 
 
-def _number(facts: Mapping[str, Any], key: str) -> float:
-    value = facts.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"{key} is {value!r}, not a number")
-    return np.nan if value is None else float(value)
-
-
-def _shape(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    shapes = {arrays[name].shape for name in HEADS if name in arrays}
-    if not shapes:
-        raise ValueError(f"none of the arrays {', '.join(HEADS)}; there: {', '.join(arrays) or 'none'}")
-    if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise ValueError(f"arrays of the shapes {sorted(shapes)}; all must be the same [layer, head]")
-    return shapes.pop()
-
-
-def _heads(example: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> pd.DataFrame:
-    """Layers that have no attention (NaN in all arrays) have no rows."""
-    layer, head = (each.ravel() for each in np.indices(shape))
-    values = {column: arrays[name].ravel() if name in arrays else np.nan for name, column in HEADS.items()}
-    frame = pd.DataFrame({"example": example, "layer": layer, "head": head, **values})
-    return frame.dropna(subset=list(HEADS.values()), how="all")
-
-
-def _hidden(example: str, arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    parts = []
-    for name, group in HIDDEN.items():
-        if name in arrays:
-            norms = arrays[name].ravel()
-            site = np.where(np.arange(len(norms)) == len(norms) - 1, NORMED, STREAM)
-            place = {"layer": np.arange(len(norms)), "site": site, "group": group}
-            parts.append(pd.DataFrame({"example": example, **place, "norm": norms}))
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["example", "layer", "site", "group", "norm"])
-
-
-def _arrays(heads: pd.DataFrame) -> dict[str, np.ndarray]:
-    return {name: _table(heads, column) for name, column in HEADS.items() if heads[column].notna().any()}
-
-
-def _hidden_arrays(hidden: pd.DataFrame) -> dict[str, np.ndarray]:
-    found = {}
-    for name, group in HIDDEN.items():
-        part = hidden[hidden["group"] == group].sort_values("layer")
-        found |= {name: part["norm"].to_numpy(float)} if len(part) else {}
-    return found
-
-
-def _table(frame: pd.DataFrame, column: str) -> Float[np.ndarray, "layer head"]:
-    found = np.full((frame["layer"].max() + 1, frame["head"].max() + 1), np.nan)
-    found[frame["layer"], frame["head"]] = frame[column]
-    return found
+def _clear(folder: Path) -> None:
+    """Take away an older run's pictures, meta.json before them: a folder without it is none that `read_run` takes for whole."""
+    (folder / "meta.json").unlink(missing_ok=True)
+    for path in (folder / "per_image").glob("*"):
+        if PICTURE.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def _numbers(examples: list[str]) -> dict[str, int]:
@@ -337,20 +318,6 @@ def _numbers(examples: list[str]) -> dict[str, int]:
     if all(re.fullmatch("[0-9]+", example) for example in examples) and len({*map(int, examples)}) == len(examples):
         return {example: int(example) for example in examples}
     return {example: place for place, example in enumerate(examples)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes; at most {MAX_JSON_BYTES:,}")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not an object but {type(content).__name__}")
-    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -28,3 +28,11 @@ def parse_json(text: str | bytes, name: str) -> Any:
         raise ValueError(f"{name}: not JSON: {error}") from error
     except RecursionError:
         raise ValueError(f"{name}: not JSON that can be read: nested too deep") from None
+
+
+def read_object(path: str | Path, max_bytes: int) -> dict[str, Any]:
+    """As `read_json`, and a ValueError naming the file where it holds anything but an object."""
+    content = read_json(path, max_bytes)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not an object but {type(content).__name__}")
+    return content
