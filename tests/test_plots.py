@@ -164,8 +164,9 @@ def phase_by_delta():
 
 def placed():
     groups = [("semantic.color", "semantic"), ("relation.horizontal", "spatial"), ("2ds.shape_color_abs", "spatial")]
-    conditions = ("in place", "tokens shuffled", "tokens and ids shuffled together", "ids shuffled", "one id for all",
-                  "ids shifted by +1", "ids shifted by +24")  # fmt: skip
+    conditions = ("in place", "tokens shuffled", "tokens and ids shuffled together", "ids shuffled",
+                  "one id for all, tokens shuffled", "one id for all", "ids shifted by +1", "ids shifted by +12",
+                  "ids shifted by +1, height")  # fmt: skip
     rows = [(g, k, c, 1 - 0.1 * i - 0.05 * j) for i, (g, k) in enumerate(groups) for j, c in enumerate(conditions)]
     frame = pd.DataFrame(rows, columns=["group", "kind", "condition", "accuracy"])
     return frame.assign(low=frame["accuracy"] - 0.1, high=frame["accuracy"], chance=0.25, n=1000)

@@ -35,19 +35,18 @@ def accuracy(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         i, j = groups.index(row.group), conditions.index(row.condition)
         cells[i, j], cells[i, -1] = row.accuracy, row.chance
         tint = "black" if row.accuracy > 0.55 else "white"
-        ax.text(j, i - 0.14, f"{row.accuracy:.2f}", ha="center", va="center", color=tint, fontsize=7.5)
+        ax.text(j, i - 0.14, f"{row.accuracy:.2f}", ha="center", va="center", color=tint, fontsize=7)
         ax.text(j, i + 0.24, f"{row.low:.2f}\u2013{row.high:.2f}", ha="center", va="center", color=tint, fontsize=5.5)
     for i, value in enumerate(cells[:, -1]):
         if not np.isnan(value):
             ax.text(len(conditions), i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.55 else "white")
     ax.set_facecolor("#DDDDDD")
-    shown = ax.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     ax.axvline(len(conditions) - 0.5, color="white", linewidth=3)
     counts = frame.groupby("group", sort=False)["n"].max()
     ax.set_yticks(range(len(groups)), [f"{group}  (n = {counts[group]:,})" for group in groups], parse_math=False)
-    ax.set_xticks(range(len(conditions) + 1), [fill(name, 11) for name in [*conditions, CHANCE]], parse_math=False, fontsize=6.5)
+    ax.set_xticks(range(len(conditions) + 1), [fill(name, 10) for name in [*conditions, CHANCE]], parse_math=False, fontsize=6)
     ax.tick_params(axis="both", length=0)
     ax.xaxis.tick_top()
     ax.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02, aspect=25).set_label("accuracy")
     return figure
