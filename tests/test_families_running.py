@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import examples
+from tiny import examples, picture
 from tiny_families import mixed
 from transformers import AutoModelForImageTextToText
 
 from spatialprobes.answers import generate, score
 from spatialprobes.capture import capture
+from spatialprobes.images import ImageError
 from spatialprobes.intervene import intervene, random_permutations
 from spatialprobes.vlm import VLM
 
@@ -25,6 +26,18 @@ def vlm(tiny_family):
 @pytest.fixture(scope="module")
 def eager(tiny_family):
     return AutoModelForImageTextToText.from_pretrained(tiny_family, attn_implementation="eager").eval()
+
+
+def test_a_picture_that_the_processor_refuses_is_named(tiny_qwen2_vl, tmp_path):
+    """Qwen's takes no sides more than 200 times as long as the others, and says so without the picture's name."""
+    vlm = VLM.load(str(tiny_qwen2_vl))
+    strip, path = picture(0, (1500, 6)), tmp_path / "strip.png"
+    strip.save(path)
+    for shown in (strip, path):
+        asked = mixed(3)
+        asked[1] = dataclasses.replace(asked[1], image=shown)
+        with pytest.raises(ImageError, match=r"^the picture of e1: 1500 x 6 pixels are refused by the processor: .*aspect ratio"):
+            vlm.encode(asked)
 
 
 # Reading

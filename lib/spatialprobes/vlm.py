@@ -21,7 +21,7 @@ from spatialprobes.examples import Example, batches
 from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
 from spatialprobes.families.discovery import Discovered, NotDiscovered
 from spatialprobes.families.proofs import prove
-from spatialprobes.images import open_image
+from spatialprobes.images import ImageError, open_image
 from spatialprobes.loading import ModelError
 from spatialprobes.prompts import PromptError, check_template, default_system, render
 from spatialprobes.seeds import check_seed
@@ -29,6 +29,7 @@ from spatialprobes.spans import Spans, find_spans
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+    from PIL import Image
 
 __all__ = ["VLM", "Batch", "ModelError", "PromptError", "Spans"]
 
@@ -183,7 +184,8 @@ class VLM:
     def pictures(self, examples: Sequence[Example]) -> tuple[Pictures, list[int]]:
         """The distinct pictures of these examples, processed once each, and which of them each example shows.
 
-        Pictures are the same where `Example.image` is the same object or the same path.
+        Pictures are the same where `Example.image` is the same object or the same path. Raises ImageError naming an example whose
+        picture can't be read, or is refused by the processor.
         """
         known: dict[Any, int] = {}
         fitted, frames, which = [], [], []
@@ -200,7 +202,20 @@ class VLM:
             which.append(known[key])
         if not examples:
             raise ValueError("no examples were given")
-        return self.family.pictures(self.model, self.processor, fitted, frames), which
+        try:
+            return self.family.pictures(self.model, self.processor, fitted, frames), which
+        except ValueError:
+            self._check_processed(fitted, [examples[which.index(picture)] for picture in range(len(fitted))])
+            raise
+
+    def _check_processed(self, fitted: Sequence[Image.Image], shown: Sequence[Example]) -> None:
+        """Raises ImageError naming the first of these examples whose picture the processor refuses."""
+        for picture, example in zip(fitted, shown, strict=True):
+            try:
+                self.family.processed(self.processor, [picture])
+            except ValueError as error:
+                reason = f"{picture.width} x {picture.height} pixels are refused by the processor: {error}"
+                raise ImageError(f"the picture of {example.id}", reason) from error
 
     def assemble(
         self,
