@@ -131,12 +131,17 @@ def test_tables_of_earlier_runs_still_do():
         (lambda f: f[f["condition"] == "original"], "no permuted answers"),
         (lambda f: f[f["condition"] == "permuted"], "no answers with the tokens in place"),
         (lambda f: f.drop(index=len(f) - 1), "1 values that are NaN: 'spatial.x-9'"),
+        (lambda f: f.drop(index=0), "1 questions were asked permuted alone: 'spatial.x-0' has no answer in place"),
         (lambda f: pd.concat([f, f.iloc[:1]]), "'spatial.x-0' was answered twice in place"),
     ],
 )
 def test_tables_that_do_not_pair_are_refused(change, message):
+    changed = change(table({"in place": TEN, "full": HALF}))
     with pytest.raises(ValueError, match=message):
-        psi.psi_table(change(table({"in place": TEN, "full": HALF})))
+        psi.psi_table(changed)
+    for number in (psi.psi, psi.drop):
+        with pytest.raises(ValueError, match="not asked permuted" if "no permuted" in message else message):
+            number(changed)
     with pytest.raises(ValueError, match="by='category'"):
         psi.psi_table(table({"in place": TEN, "full": HALF}), by="category")
 

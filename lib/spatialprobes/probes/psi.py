@@ -162,7 +162,10 @@ def _paired(frame: pd.DataFrame) -> tuple[Float[np.ndarray, " n"], Float[np.ndar
     if len(named) > 1:
         raise ValueError(f"answers under {len(named)} permutations ({', '.join(sorted(named))}): give the rows of one")
     original = _in_place(frame)
-    permuted = frame[frame["condition"] == PERMUTED].groupby("id", sort=False)["correct"].mean().reindex(original.index)
+    permuted = frame[frame["condition"] == PERMUTED].groupby("id", sort=False)["correct"].mean()
+    if len(lacking := permuted.index.difference(original.index, sort=False)):
+        raise ValueError(f"{len(lacking)} questions were asked permuted alone: {lacking[0]!r} has no answer in place")
+    permuted = permuted.reindex(original.index)
     if permuted.isna().any():
         first = permuted.index[permuted.isna()][0]
         raise ValueError(
