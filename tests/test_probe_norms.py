@@ -277,6 +277,12 @@ def test_an_untrained_twin_does_not_pass_for_the_trained_model(vlm):
     assert {key: told[key] for key in ("family", "dtype", "device")} == {key: facts[key] for key in ("family", "dtype", "device")}
 
 
+def test_the_untrained_twin_of_a_quantised_model_is_whole_and_says_so(vlm):
+    quantised = VLM(vlm.model, vlm.processor, vlm.family, vlm.source, vlm.image_fit, "8bit")
+    assert quantised.facts()["quantize"] == "8bit"
+    assert norms.untrained(quantised).facts()["quantize"] == "none"
+
+
 def weights(vlm):
     return {name: value.clone() for name, value in vlm.model.state_dict().items()}
 

@@ -111,7 +111,7 @@ class Untrained(VLM):
 def untrained(vlm: VLM, seed: int = 0) -> VLM:
     """The same architecture with transformers' random initial weights drawn from ``seed``; processor and device as they are.
 
-    Needs the memory of a second model.
+    Needs the memory of a second model, never quantised.
     """
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -120,7 +120,7 @@ def untrained(vlm: VLM, seed: int = 0) -> VLM:
     model.to(device=vlm.device, dtype=vlm.dtype).eval().requires_grad_(False)
     shape = vlm.source.path.name if vlm.source.kind == "folder" else vlm.name
     source = dataclasses.replace(vlm.source, name=f"{shape}, untrained (seed {seed})")
-    twin = Untrained(model, vlm.processor, vlm.family, source, vlm.image_fit, vlm.quantize)
+    twin = Untrained(model, vlm.processor, vlm.family, source, vlm.image_fit, None)
     twin.seed, twin.shape_of = seed, shape
     return twin
 
