@@ -212,6 +212,17 @@ GOOD = [{"id": "q", "expected": "a", "answer": "a"}]
         ([{"id": "q", "expected": "", "answer": "a"}], "'q' has no expected answer"),
         ([{"id": "q", "correct": "maybe"}], "correct='maybe' is neither true nor false"),
         ([{**GOOD[0], "choices": "a, b"}], "choices 'a, b' are no JSON list"),
+        ([{**GOOD[0], "choices": 5}], "a.jsonl: choices 5 are no list of texts"),
+        ([{**GOOD[0], "choices": '"abc"'}], "choices abc are no list of texts"),
+        ([{**GOOD[0], "choices": {"a": 1, "b": 2}}], "choices {'a': 1, 'b': 2} are no list of texts"),
+        ([{**GOOD[0], "choices": ["a", ["b"]]}], "are no list of texts"),
+        ([{**GOOD[0], "choices": ["a", " "]}], "are no list of texts"),
+        ([{**GOOD[0], "choices": "[" * 50_000}], "a.jsonl: choices '\\[+ are no JSON list"),
+        ([{**GOOD[0], "choices": ["b", "c"]}], "'q' expects 'a', which is none of its choices: b, c"),
+        ([{**GOOD[0], "choices": ["a", "b" * 100_000]}], "choices of 100,001 characters"),
+        ([*GOOD, {"id": " ", "expected": "a", "answer": "a"}], "row 2 has no id"),
+        ([{"entry_id": None, "question": "?", "correct_answer": "a", "model_response": "a"}], "row 1 has no entry_id"),
+        ([*GOOD, {"id": "r", "expected": "a", "answer": "a " * 60_000}], "row 2: answer has 120,000 characters; at most 100,000"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, rows, message):
@@ -231,7 +242,31 @@ def test_broken_files_are_named(tmp_path):
         ("d.parquet", b"no parquet", "d.parquet: not readable"),
         ("e.csv", b"", "e.csv: not readable"),
         ("f.jsonl", b"\xff\xfe\n", "f.jsonl: not UTF-8 at byte 0"),
+        ("g.jsonl", b"{}\n" + b"[" * 100_000 + b"]" * 100_000, "g.jsonl, line 2: .*nested too deep"),
+        ("h.jsonl", b'{}\n{"x": "' + b"a" * 10_000_000 + b'"}', "h.jsonl, line 2: 10,000,009 characters; at most 10,000,000"),
+        ("i.csv", b"id,id,expected,answer\n1,2,a,a\n", "i.csv: not readable: two columns 'id'"),
+        ("j.csv", b"id,expected,answer\n1,a,a\n,a,a\n", "j.csv: row 2 has no id"),
+        ("k.csv", b"id,expected,answer\n1,a,a\n2,a,a,b\n", "k.csv: not readable: line 3: 4 fields, 3 columns"),
+        ("l.csv", b"id,expected,answer\n1,a," + b"a " * 500_000, "l.csv: not readable: line 2: field larger than field limit"),
+        ("m.csv", b'id,expected,answer\n1,a,"a\n', "m.csv: not readable: line 2: unexpected end of data"),
+        ("n.csv", b"id,expected,answer\n1,a,\xe9\n", "n.csv: not readable: .*decode"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             read_answers(tmp_path / name, good)
+
+
+def test_a_table_of_text_is_read_as_it_stands(tmp_path):
+    """Quotes, blank lines, commas and line ends inside an answer; a byte-order mark before the names."""
+    (tmp_path / "a.csv").write_bytes('\ufeffid,expected,answer\r\n007,NA,"it is ""NA"",\nI think"\r\n\r\n8,é,é\r\n'.encode())
+    found = read_answers(tmp_path / "a.csv", tmp_path / "a.csv")
+    assert found["id"].tolist() == ["007", "8"] * 2 and found["correct"].all()
+    assert found["answer"][0] == 'it is "NA",\nI think'
+
+
+def test_choices_may_be_numbers(tmp_path):
+    row = {"id": "q", "expected": "2", "answer": "there are 2"}
+    pd.DataFrame([row | {"choices": [1, 2]}]).to_parquet(tmp_path / "a.parquet")
+    lines(tmp_path / "a.jsonl", [row | {"choices": "[1, 2]"}])
+    found = read_answers(tmp_path / "a.parquet", tmp_path / "a.jsonl")
+    assert found["correct"].all() and set(found["graded_by"]) == {"choices"}

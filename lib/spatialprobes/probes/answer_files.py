@@ -7,18 +7,22 @@ rule, where the study asked a language model. Knows files and words; no model.
 
 from __future__ import annotations
 
-import json
+import csv
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from spatialprobes.parsing import parse, plain
 from spatialprobes.probes.psi import IN_PLACE, ORIGINAL, PERMUTED, psi_table
+from spatialprobes.sources.json_files import parse_json
 
 MAX_BYTES = 500_000_000
+MAX_LINE = 10_000_000  # characters of a line of JSON
+MAX_TEXT = 100_000  # characters of an id, an answer or a question's choices; answers are words or sentences
 YES_NO = ("yes", "no")
 TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 STUDY = ("entry_id", "question", "correct_answer", "model_response")  # one picture (entry) has several questions
@@ -55,8 +59,9 @@ def read_answers(original: str | Path, permuted: str | Path, grader: Grader = "a
     where answers hedge, give choices). "exact": equal but for case, blanks and outer punctuation. Or a function of (expected,
     answer, choices).
     Ids in one file only are left out, counted in a warning, and listed in ``attrs["unmatched"]``.
-    Raises FileNotFoundError; ValueError naming the file for an unknown kind of file, a column that is missing, an id that is
-    missing or repeated, an answer file without rows, no common id, and expected answers that differ between the files.
+    Raises FileNotFoundError; ValueError naming the file for an unknown kind of file, a column that is missing or repeated, an id
+    that is missing or repeated, an answer file without rows, choices that are no list, texts longer than `MAX_TEXT`, no common
+    id, and expected answers that differ between the files or are none of the question's choices.
     """
     frames = {ORIGINAL: _answers(Path(original)), PERMUTED: _answers(Path(permuted))}
     here, there = (frame["id"] for frame in frames.values())
@@ -98,9 +103,7 @@ def _answers(path: Path) -> pd.DataFrame:
         raise ValueError(
             f"{path}: no column {missing[0]!r}; there: {there}; legal: {', '.join(STUDY)}; id, expected, answer; id, correct"
         )
-    if frame["id"].isna().any():
-        raise ValueError(f"{path}: row {int(frame['id'].isna().to_numpy().argmax()) + 1} has no id")
-    ids = _text(frame["id"])
+    ids = _present(frame["id"], path, "id")
     if (twice := ids.duplicated()).any():
         raise ValueError(f"{path}: {ids[twice].iloc[0]!r} stands twice; ids must be unique")
     found = pd.DataFrame({"id": ids})
@@ -109,6 +112,10 @@ def _answers(path: Path) -> pd.DataFrame:
     found["cluster"] = _text(frame["cluster"]) if "cluster" in frame else ids
     for name in ("expected", "answer"):
         found[name] = _text(frame[name]) if name in frame else ""
+    for name in ("id", "expected", "answer"):
+        if (long := found[name].str.len().to_numpy() > MAX_TEXT).any():
+            size = len(found[name][long].iloc[0])
+            raise ValueError(f"{path}: row {long.argmax() + 1}: {name} has {size:,} characters; at most {MAX_TEXT:,}")
     found["choices"] = [_choices(value, path) for value in frame["choices"]] if "choices" in frame else None
     found["given"] = [_verdict(value, path) for value in frame["correct"]] if "correct" in frame else None
     return found.astype({"choices": object, "given": object})
@@ -120,7 +127,7 @@ def _renamed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: no column {missing[0]!r} beside 'model_response'; the file has {', '.join(map(str, frame.columns))}"
         )
     known = {"correct_answer": "expected", "model_response": "answer", "qa_category": "group", "test_category": "kind"}
-    entry = _text(frame["entry_id"])
+    entry = _present(frame["entry_id"], path, "entry_id")
     return frame.rename(columns=known).assign(id=entry + ": " + _text(frame["question"]), cluster=entry)
 
 
@@ -133,12 +140,31 @@ def _rows(path: Path) -> pd.DataFrame:
         return pd.DataFrame(_json_lines(path))
     try:
         if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" may be an answer, "007" an id
+            return _csv(path)
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise ValueError(f"{path}: not readable: {error}") from error
     raise ValueError(f"{path}: an answer file ends in .jsonl, .csv or .parquet")
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    """Text as it stands ("None" may be an answer, "007" an id). The reader itself refuses fields above 131,072 characters."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, strict=True)
+        rows = []
+        try:
+            for row in filter(None, lines):
+                if rows and len(row) != len(rows[0]):
+                    raise ValueError(f"{len(row)} fields, {len(rows[0])} columns")
+                rows.append(row)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"line {lines.line_num}: {error}") from error
+    if not rows:
+        raise ValueError("no names of columns")
+    if twice := [name for name in rows[0] if rows[0].count(name) > 1]:
+        raise ValueError(f"two columns {twice[0]!r}")
+    return pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -150,10 +176,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at separators inside an answer
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{path}, line {number}: {len(line):,} characters; at most {MAX_LINE:,}")
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: not an object but {type(row).__name__}")
         rows.append(row)
@@ -173,15 +198,29 @@ def _text(column: pd.Series) -> pd.Series:
     )
 
 
+def _present(column: pd.Series, path: Path, name: str) -> pd.Series:
+    """As text. Raises ValueError naming the row where there is none."""
+    text = _text(column)
+    if (blank := text.str.strip().eq("")).any():
+        raise ValueError(f"{path}: row {int(blank.to_numpy().argmax()) + 1} has no {name}")
+    return text
+
+
 def _choices(value: Any, path: Path) -> list[str] | None:
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
+            value = parse_json(value, "choices") if value.strip() else None
         except ValueError as error:
-            raise ValueError(f"{path}: choices {value!r} are no JSON list") from error
+            raise ValueError(f"{path}: choices {value!r:.80} are no JSON list") from error
     if value is None or (isinstance(value, float) and value != value):
         return None
-    return [str(one) for one in value]
+    choices = value.tolist() if isinstance(value, np.ndarray) else value  # parquet's lists are arrays
+    if not isinstance(choices, list) or not all(isinstance(one, str | int | float) and str(one).strip() for one in choices):
+        raise ValueError(f"{path}: choices {value!s:.80} are no list of texts")
+    choices = [str(one) for one in choices]
+    if (size := sum(map(len, choices))) > MAX_TEXT:
+        raise ValueError(f"{path}: choices of {size:,} characters; at most {MAX_TEXT:,}")
+    return choices
 
 
 def _verdict(value: Any, path: Path) -> bool:
@@ -204,6 +243,8 @@ def _graded(row: dict[str, Any], grader: Grader) -> tuple[bool, str]:
         raise ValueError(f"{row['id']!r} has no expected answer")
     if grader == "exact":
         return plain(answer) == plain(expected), "exact"
+    if grader == "auto" and choices and plain(expected) not in map(plain, choices):
+        raise ValueError(f"{row['id']!r} expects {expected!r}, which is none of its choices: {', '.join(choices):.200}")
     if grader == "auto" and (choices or plain(expected) in YES_NO):
         found = parse(answer, choices or YES_NO)
         return found is not None and plain(found) == plain(expected), "choices"
