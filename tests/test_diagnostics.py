@@ -229,6 +229,16 @@ def test_a_run_cut_off_while_it_was_written_over_another_is_none(published, tmp_
         diagnostics.read_run(folder)
 
 
+def test_a_place_that_takes_no_run_is_named(published, tmp_path):
+    run = diagnostics.read_run(published)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file/llava-v1\.5-7b__sp-0"):
+        diagnostics.write_run(run, tmp_path / "file")
+    run.slug = "a" * 300
+    with pytest.raises(OSError, match=r"cannot write .*File name too long"):
+        diagnostics.write_run(run, tmp_path)
+
+
 def test_a_run_is_read_from_within_its_folder(published, monkeypatch):
     monkeypatch.chdir(published)
     assert diagnostics.read_run(".").name == published.name

@@ -307,6 +307,8 @@ def _pictures(folder: Path) -> tuple[list[Picture], dict[str, str]]:
 
 def _clear(folder: Path) -> None:
     """Take away an older run's pictures, meta.json before them: a folder without it is none that `read_run` takes for whole."""
+    if not os.path.isdir(folder):
+        return
     (folder / "meta.json").unlink(missing_ok=True)
     for path in (folder / "per_image").glob("*"):
         if PICTURE.fullmatch(path.name) and path.is_file():
