@@ -143,7 +143,7 @@ def _rows(path: Path) -> pd.DataFrame:
             return _csv(path)
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable: {error}") from error
     raise ValueError(f"{path}: an answer file ends in .jsonl, .csv or .parquet")
 
@@ -156,9 +156,9 @@ def _csv(path: Path) -> pd.DataFrame:
         try:
             for row in filter(None, lines):
                 if rows and len(row) != len(rows[0]):
-                    raise ValueError(f"{len(row)} fields, {len(rows[0])} columns")
+                    raise ValueError(f"line {lines.line_num}: {len(row)} fields, {len(rows[0])} columns")
                 rows.append(row)
-        except (ValueError, csv.Error) as error:
+        except csv.Error as error:
             raise ValueError(f"line {lines.line_num}: {error}") from error
     if not rows:
         raise ValueError("no names of columns")
