@@ -44,7 +44,8 @@ def _matches(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
     found = []
     for choice in choices:
         words = re.split(r"[\s-]+", choice.strip())
-        pattern = r"(?<![\w])" + r"[\s-]+".join(map(re.escape, words)) + r"(?![\w])"
+        begins = r"(?<![\w])" if words[0] or len(words) == 1 else r"(?<![\w])(?<![\s-][\s-])"  # "-1": not anywhere in a gap
+        pattern = begins + r"[\s-]+".join(map(re.escape, words)) + r"(?![\w])"
         found += [(match.start(), match.end(), choice) for match in re.finditer(pattern, text, re.IGNORECASE)]
     kept: list[tuple[int, int, str]] = []
     for match in sorted(found, key=lambda match: (match[0], -match[1])):
