@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from spatialprobes import gallery
+from spatialprobes.claims import claim
 from spatialprobes.due import complete_marker, statuses
 from spatialprobes.record import Record
 
@@ -188,3 +189,16 @@ def test_claims_for_the_readme_are_those_of_complete_runs(root):
         assert f"- `{name}`: {said}" in text
     shutil.rmtree(root / "data" / "runs" / "quick-lab")
     assert gallery.claims_markdown(root).startswith("No run of the plan is complete yet.")
+
+
+def test_a_claim_of_several_runs_stands_once_with_the_largest_n(root, monkeypatch):
+    def made(n, model):
+        return claim("norms.ratio", "Longer.", "low > 3", 5, 4, 6, n, model, "norms")
+
+    def shown(claims):
+        return gallery.Shown("a", root, root, "complete", "", "notebook", claims=claims)
+
+    runs = [shown([made(30, "m"), made(20, "other")]), shown([made(150, "m")]), shown([made(100, "m")])]
+    monkeypatch.setattr(gallery, "collect", lambda root: (runs, ""))
+    rows = [line.split(" | ") for line in gallery.claims_markdown(root).split("\n") if line.startswith("| Longer")]
+    assert [(row[1], row[4]) for row in rows] == [("m", "150"), ("other", "20")]

@@ -46,9 +46,17 @@ def build(root: str | Path, out: str | Path | None = None) -> Path:
 
 
 def claims_markdown(root: str | Path) -> str:
-    """The claims of every complete run of the plan as one GitHub table, and below it which runs are not complete and why."""
+    """The claims of every complete run of the plan as one GitHub table, and below it which runs are not complete and why.
+
+    Where several runs make one claim about one model, that which rests on the largest n stands for them.
+    """
     shown, problem = collect(Path(root))
-    claims = [claim for run in shown if run.state == "complete" for claim in run.claims]
+    by_claim: dict[tuple[str, str], Claim] = {}
+    for claim in (claim for run in shown if run.state == "complete" for claim in run.claims):
+        known = by_claim.get((claim.id, claim.model))
+        if known is None or claim.n > known.n:
+            by_claim[claim.id, claim.model] = claim
+    claims = list(by_claim.values())
     lines = [markdown(claims)] if claims else ["No run of the plan is complete yet.\n"]
     lines += [f"- `{run.name}`: {STATES[run.state]}\n" for run in shown if run.state not in ("complete", "by hand")]
     return "\n".join(lines + ([f"The plan cannot be read: {problem}\n"] if problem else []))
