@@ -83,6 +83,7 @@ from spatialprobes.sources import diagnostics
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds import lab_questions
 
+# %%
 names = """model revision dtype device quantize variants image_fit batch_size limit seed size images captions prompt word inits
 draws delta answer_tokens pixels axis answers_in_place answers_permuted study_runs""".split()
 parameters = {name: globals()[name] for name in names}
@@ -142,6 +143,7 @@ def enlarged(picture):
     return picture().resize((side, side), Resampling.NEAREST)
 
 
+# %%
 def of_each(measure, *about, **how):
     """The measure of every model, one table with a column `model`."""
     return pd.concat([measure(one, *about, **how).assign(model=name) for name, one in vlms.items()], ignore_index=True)
