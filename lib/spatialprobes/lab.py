@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, LlamaForCausalLM
+from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 
-from spatialprobes import lab_models
+from spatialprobes import lab_models, lab_qwen
 from spatialprobes.lab_batches import MIX, QUESTION_GROUPS, TextData, TowerData, TurnData
 from spatialprobes.lab_cards import (
     EVALUATION_SEED,
@@ -143,52 +143,126 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
     scales: steps of stage 2 after which a copy is kept as lab-llava-<samples>; step 0 is lab-llava-vanilla.
     """
     name = llava_name(seed)
-    here = work / name
-    watch = Stopwatch(here / "minutes.json")
+    watch = Stopwatch(work / name / "minutes.json")
     model = lab_models.llava(seed)
     tower = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
     text = LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32)
     lab_models.adopt(model, tower, text)
-    fresh = TurnData(EVALUATION_SEED, 64, dict.fromkeys(QUESTION_GROUPS, 1.0))
+    norms = first_stage(model, recipe, work / name, seed)
+    stage = SecondStage(name, recipe, ["lab-clip", "lab-text"], BARS, norms, out, work, SHARED, seed=seed)
+    stage.run(model, lab_models.processor(), watch, scales)
+
+
+def train_perspective(recipe: Recipe, out: Path, work: Path, perspective: float) -> None:
+    """lab-llava-perspective-<p>: stage 2 from lab-llava-vanilla (seed 0), the same questions in a world of one perspective.
+
+    Its bars and accuracies are those of its own world.
+    """
+    own = world_recipe(recipe, perspective)
+    name = perspective_name(perspective)
+    watch = Stopwatch(work / name / "minutes.json")
+    model = LlavaForConditionalGeneration.from_pretrained(out / "lab-llava-vanilla", dtype=torch.float32)
+    model.model.vision_tower.requires_grad_(False)
+    norms = {"vanilla": input_norms(model, every_group(64, own.perspective))}
+    stage = SecondStage(name, own, ["lab-llava-vanilla"], RELATION_BARS, norms, out, work, SHARED)
+    stage.run(model, lab_models.processor(), watch)
+
+
+def train_qwen(recipe: Recipe, out: Path, work: Path, scales: tuple[int, ...] = ()) -> None:
+    """lab-qwen2.5-vl: its own tower first, then stages 1 and 2 as lab-llava's; copies on the way as train_llava keeps them."""
+    name, own = "lab-qwen2.5-vl", qwen_recipe(recipe)
+    watch = Stopwatch(work / name / "minutes.json")
+    model = lab_qwen.model(0)
+    lab_qwen.adopt(model, LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32))
+    clip = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
+    pretraining = lab_qwen.TowerPretraining(model.model.visual, clip)
+    fit(pretraining, TowerData(0, own.tower.items), TowerData.collate, work / name / "tower", **_pass(own.tower), seed=0)
+    lab_qwen.freeze_tower(model)
+    seen = lab_qwen.seen(pretraining.eval(), TowerData(EVALUATION_SEED, SCENES["retrieval"]))
+    norms = first_stage(model, own, work / name, data=lab_qwen.QwenTurns)
+    stage = SecondStage(
+        name, own, ["lab-clip", "lab-text"], QWEN_BARS, norms, out, work, QWEN_SHARED, lab_qwen.QwenTurns,
+        tower={what: proportion(*count) for what, count in seen.items()},
+    )  # fmt: skip
+    stage.run(model.train(), lab_qwen.words(), watch, scales)
+
+
+def first_stage(model: PreTrainedModel, recipe: Recipe, here: Path, seed: int = 0, data: type[TurnData] = TurnData) -> dict:
+    """Train what of the model is not its language model, on captions; returns the norms of the model's input before and after."""
+    fresh, plan = every_group(64, recipe.perspective, data), recipe.stage1
     norms = {"start": input_norms(model, fresh)}
+    for part in (model.model.language_model, model.lm_head):
+        part.requires_grad_(False)
+    captions = data(100 + seed, plan.items, {"caption": 1.0}, turns=1, perspective=recipe.perspective)
+    fit(model, captions, data.collate, here / "stage1", **_pass(plan), seed=seed)
+    for part in (model.model.language_model, model.lm_head):
+        part.requires_grad_(True)
+    return {**norms, "vanilla": input_norms(model, fresh)}
 
-    model.model.language_model.requires_grad_(False)
-    model.lm_head.requires_grad_(False)
-    plan = recipe.stage1
-    captions = TurnData(100 + seed, plan.items, {"caption": 1.0}, turns=1, perspective=recipe.perspective)
-    fit(model, captions, TurnData.collate, here / "stage1", **_pass(plan), seed=seed)
-    norms["vanilla"] = input_norms(model, fresh)
 
-    model.model.language_model.requires_grad_(True)
-    model.lm_head.requires_grad_(True)
-    plan = recipe.stage2
-    questions = TurnData(200 + seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
-    curve = Curve(here / "curve.json", plan.batch_size, SCENES["curve"])
+def every_group(scenes: int, perspective: tuple[float, ...], data: type[TurnData] = TurnData) -> TurnData:
+    """Fresh scenes with questions of all groups alike."""
+    return data(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0), perspective=perspective)
 
-    def keep(label: str, samples: int, scenes: int) -> None:
-        test = TurnData(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0))
-        stated = card(
-            label, model, recipe.of(), ["lab-clip", "lab-text"], seed, samples, watch.minutes,
-            accuracy={group: proportion(*count) for group, count in turn_accuracy(model, test).items()},
-            norms={**norms, "now": input_norms(model, fresh)}, bars=BARS if label == name else {},
-        )  # fmt: skip
-        files = {"card.json": _json(stated), "curve.json": _json(curve.read())}
-        lab_models.save(model, out / label, lab_models.processor(), files, SHARED)
 
-    def at_scale(step: int, _: nn.Module) -> None:
-        if step in scales:
-            label = "lab-llava-vanilla" if step == 0 else f"lab-llava-{step * plan.batch_size}"
-            keep(label, step * plan.batch_size, SCENES["scale"])
+@dataclass(frozen=True)
+class SecondStage:
+    """Stage 2 of a model (connector and language model; questions) and what is kept of it: the model, copies on the way, a card.
 
-    callbacks = [EachSteps(200, curve), EachSteps(100, at_scale), EachSteps(100, lambda *_: watch.keep())]
-    fit(model, questions, TurnData.collate, here / "stage2", **_pass(plan), seed=seed, callbacks=callbacks)
-    keep(name, plan.items, SCENES["model"])
+    shared: as `lab_models.save` takes it. norms, tower: what was measured before, for the card.
+    """
+
+    name: str
+    recipe: Recipe
+    ancestors: list[str]
+    bars: dict[str, float]
+    norms: dict[str, dict[str, float]]
+    out: Path
+    work: Path
+    shared: dict[str, str]
+    data: type[TurnData] = TurnData
+    seed: int = 0
+    tower: dict[str, dict] = field(default_factory=dict)
+
+    def run(self, model: PreTrainedModel, words: ProcessorMixin, watch: Stopwatch, scales: tuple[int, ...] = ()) -> None:
+        """Train, keeping a copy after the steps ``scales`` as <name>-<samples>, the one of step 0 as <name>-vanilla."""
+        recipe, here = self.recipe, self.work / self.name
+        plan = recipe.stage2
+        questions = self.data(200 + self.seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
+        curve = Curve(here / "curve.json", plan.batch_size, every_group(SCENES["curve"], recipe.perspective, self.data))
+
+        def keep(label: str, samples: int, scenes: int) -> None:
+            test = every_group(scenes, recipe.perspective, self.data)
+            stated = card(
+                label, model, recipe.of(), self.ancestors, self.seed, samples, watch.minutes,
+                accuracy={group: proportion(*count) for group, count in turn_accuracy(model, test).items()},
+                norms={**self.norms, "now": input_norms(model, every_group(64, recipe.perspective, self.data))},
+                bars=self.bars if label == self.name else {}, **({"tower": self.tower} if self.tower else {}),
+            )  # fmt: skip
+            files = {"card.json": _json(stated), "curve.json": _json(curve.read())}
+            lab_models.save(model, self.out / label, words, files, self.shared)
+
+        def at_scale(step: int, _: nn.Module) -> None:
+            if step in scales:
+                samples = step * plan.batch_size
+                keep(f"{self.name}-{samples}" if step else f"{self.name}-vanilla", samples, SCENES["scale"])
+
+        callbacks = [EachSteps(200, curve), EachSteps(100, at_scale), EachSteps(100, lambda *_: watch.keep())]
+        fit(model, questions, self.data.collate, here / "stage2", **_pass(plan), seed=self.seed, callbacks=callbacks)
+        keep(self.name, plan.items, SCENES["model"])
 
 
 BARS = {
     **{g: 0.95 for g in GROUPS if g.startswith(("relation.", "2ds."))},
     **{g: 0.99 for g in GROUPS if g.startswith("semantic.")},
 }
+
+
+RELATION_BARS = {g: 0.9 for g in GROUPS if g.startswith("relation.")}
+QWEN_BARS = {g: 0.75 for g in RELATION_BARS}
+QWEN_SHARED = {f"{prefix}visual.{part}": "../shared/qwen2.5-tower.safetensors"
+               for prefix in ("", "model.") for part in ("patch_embed.", "blocks.")}  # fmt: skip
+PERSPECTIVES = (1.0, 0.0, 0.5)  # of the worlds in which lab-llava is also trained
 
 
 def _pass(plan: Pass) -> dict:
@@ -201,6 +275,23 @@ def _json(content: object) -> bytes:
 
 def llava_name(seed: int) -> str:
     return "lab-llava" if seed == 0 else f"lab-llava-seed{seed}"
+
+
+def perspective_name(perspective: float) -> str:
+    return f"lab-llava-perspective-{perspective:g}"
+
+
+def world_recipe(recipe: Recipe, perspective: float) -> Recipe:
+    """The recipe of a model that knows the world of one perspective alone: a shorter stage 2, and no scales."""
+    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 2 // 3)
+    return dataclasses.replace(recipe, stage2=stage2, perspective=(perspective,), scales=())
+
+
+def qwen_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of lab-qwen2.5-vl: its tower sees four times the patches, of half as many pictures at a time."""
+    tower = dataclasses.replace(recipe.tower, items=recipe.tower.items * 9 // 26, batch_size=recipe.tower.batch_size // 2)
+    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 5 // 6)
+    return dataclasses.replace(recipe, tower=tower, stage2=stage2)
 
 
 def train_zoo(

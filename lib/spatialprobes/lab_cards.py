@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 
 from spatialprobes import lab_models
-from spatialprobes.lab_batches import IGNORED, QUESTION_GROUPS, TextData, TowerData, TurnData
+from spatialprobes.lab_batches import IGNORED, TextData, TowerData, TurnData
 from spatialprobes.worlds.lab import scene
 
 EVALUATION_SEED = 1_000_003  # a stream of scenes that no training ever draws from
@@ -81,10 +81,11 @@ def retrieval(clip: CLIPModel, data: TowerData, among: int = 100) -> dict[str, t
 
 
 @torch.no_grad()
-def input_norms(model: LlavaForConditionalGeneration, data: TurnData) -> dict[str, float]:
+def input_norms(model: PreTrainedModel, data: TurnData) -> dict[str, float]:
     """Mean L2 norm of what enters the language model: vision tokens, the words of the questions, and their ratio."""
     batch = data.collate([data[i] for i in range(64)])
-    features = model.model.get_image_features(pixel_values=batch["pixel_values"].to(model.device)).pooler_output
+    pictures = {k: batch[k].to(model.device) for k in ("pixel_values", "image_grid_thw") if k in batch}
+    features = model.model.get_image_features(**pictures).pooler_output
     vision = torch.cat([f.flatten(0, -2) for f in features]).norm(dim=-1).mean().item()
     words = batch["input_ids"][batch["input_ids"] > 4].to(model.device)
     text = model.get_input_embeddings()(words).norm(dim=-1).mean().item()
@@ -94,9 +95,8 @@ def input_norms(model: LlavaForConditionalGeneration, data: TurnData) -> dict[st
 class Curve:
     """Accuracy by group over training, kept in a file so that a resumed run goes on with it."""
 
-    def __init__(self, path: Path, batch_size: int, scenes: int = 192):
-        self.path, self.batch_size = path, batch_size
-        self.data = TurnData(EVALUATION_SEED, scenes, dict.fromkeys(QUESTION_GROUPS, 1.0), turns=16)
+    def __init__(self, path: Path, batch_size: int, data: TurnData):
+        self.path, self.batch_size, self.data = path, batch_size, data
 
     def __call__(self, step: int, model: nn.Module) -> None:
         points = [p for p in self.read() if p["step"] < step]

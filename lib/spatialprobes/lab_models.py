@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,8 +43,8 @@ UNSHARED = "unshared.safetensors"  # a model's own weights, where others are sha
 SPECIAL_IDS = {"pad_token_id": ID["<pad>"], "bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"]}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cased words of ``VOCABULARY``, parted by space and punctuation, padded on the left."""
+def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """Lower-cased words of ``VOCABULARY``, parted by space and punctuation, padded on the left; options as its class takes."""
     inner = Tokenizer(WordLevel(dict(ID), unk_token="<unk>"))
     inner.normalizer = Lowercase()
     inner.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation("isolated")])
@@ -52,7 +53,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     out = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         additional_special_tokens=["<image>"], padding_side="left", model_max_length=512, clean_up_tokenization_spaces=False,
-        system_prompt=SYSTEM_PROMPT,
+        system_prompt=SYSTEM_PROMPT, **options,
     )  # fmt: skip
     out.chat_template = CHAT_TEMPLATE
     return out
@@ -127,14 +128,15 @@ def adopt(model: LlavaForConditionalGeneration, tower: CLIPModel, text: LlamaFor
 def save(
     model: nn.Module,
     folder: Path,
-    words: LlavaProcessor | PreTrainedTokenizerFast,
+    words: Any,
     files: dict[str, bytes] | None = None,
     shared: dict[str, str] | None = None,
 ) -> None:
     """Write a model folder that plain ``from_pretrained`` loads; it appears whole or not at all.
 
-    Weights are stored in fp16. shared: {prefix of a stored weight's name: path relative to the folder} of the weights that go
-    to a file that several models point to; such a file is written if it is not there, else it must hold the same values
+    words: the processor or tokenizer, whatever has ``save_pretrained``. Weights are stored in fp16. shared: {prefix of a stored
+    weight's name: path relative to the folder} of the weights that go to a file that several models point to; such a file is
+    written if it is not there, else it must hold the same values
     (ValueError if not). files: further files by name, e.g. the card.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
