@@ -26,7 +26,7 @@ COLUMNS = ("pair", "category", "group", "cluster")
 class States:
     """pairs: one row a pair, [pair, category, group, cluster]. layers: those there are.
 
-    read: the states of one layer and member ("original" or "swapped"), float32 [pair, width], rows as in `pairs`; NaN where a pair
+    read: states of one layer and member ("original" or "swapped"), float32 [pair, width], rows as in `pairs`; NaN where a pair
     has none.
     """
 
