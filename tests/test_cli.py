@@ -164,15 +164,16 @@ def test_papermill_help_shows_type_default_and_meaning_of_each_parameter(noteboo
         assert " ".join(parameter.meaning.split()) in text
 
 
-def test_lab_trains_the_seeds_asked_for(tmp_path, monkeypatch):
+def test_lab_trains_the_models_asked_for(tmp_path, monkeypatch):
     from spatialprobes import lab
 
     asked = []
     monkeypatch.setattr(lab, "train_zoo", lambda *words, **options: asked.append((words, options)) or [tmp_path / "lab-llava"])
-    assert call("lab", "--seed", "1", "--seed", "2", "--out", str(tmp_path)).stdout == f"{tmp_path / 'lab-llava'}\n"
+    words = ("lab", "--model", "lab-llava-seed1", "--model", "lab-text", "--out", str(tmp_path))
+    assert call(*words).stdout == f"{tmp_path / 'lab-llava'}\n"
     assert call("lab", "--again").exit_code == 0
-    assert asked[0] == (((1, 2), tmp_path), {"again": False})
-    assert asked[1][0][0] == (0, 1, 2) and asked[1][1] == {"again": True}
+    assert asked[0] == ((("lab-llava-seed1", "lab-text"), tmp_path), {"again": False})
+    assert asked[1][0][0] == () and asked[1][1] == {"again": True}
 
 
 def test_a_failed_run_is_told_also_where_the_gallery_cannot_be_written(root, monkeypatch):

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from spatialprobes import lab, lab_cards, lab_models
+from spatialprobes import lab, lab_cards, lab_models, lab_qwen, lab_recipes, lab_stages
+from spatialprobes.examples import Example
 from spatialprobes.lab_batches import IGNORED, MIX, PREFIX, TextData, TowerData, TurnData, answerable
 from spatialprobes.train import EachSteps, MuonAdamW, fit, muon_adamw, warmup_stable_decay
+from spatialprobes.vlm import VLM
 from spatialprobes.worlds.lab import scene
 from spatialprobes.worlds.lab_language import VOCABULARY, caption, ids, parse_caption
 from spatialprobes.worlds.lab_questions import GROUPS, ask, examples
@@ -231,7 +234,7 @@ def test_minutes_add_up_over_runs(tmp_path):
 
 
 def test_curve_goes_on_after_a_kill(tmp_path, model):
-    curve = lab_cards.Curve(tmp_path / "curve.json", batch_size=8, scenes=4)
+    curve = lab_cards.Curve(tmp_path / "curve.json", batch_size=8, data=lab_stages.every_group(4, (0.0, 0.5)))
     for step in (0, 5, 10, 5):  # killed at 10, gone on from 5
         curve(step, model)
     assert [p["step"] for p in curve.read()] == [0, 5]
@@ -239,23 +242,73 @@ def test_curve_goes_on_after_a_kill(tmp_path, model):
 
 
 def test_the_zoo_is_trained_from_nothing_and_only_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(lab, "SCENES", {"retrieval": 100, "patches": 20, "text": 20, "model": 12, "scale": 8, "curve": 8})
+    for name, few in {"retrieval": 100, "patches": 20, "text": 20, "model": 12, "scale": 8, "curve": 8}.items():
+        monkeypatch.setitem(lab_stages.SCENES, name, few)
     monkeypatch.setattr(lab, "root", lambda: tmp_path)
-    short = lab.Pass(items=4, batch_size=2, lr=1e-3, muon_lr=2e-3)
-    recipe = lab.Recipe(tower=short, text=short, stage1=short, stage2=short, scales=(0, 1))
-    folders = lab.train_zoo((0, 1), tmp_path / "zoo", recipe)
-    assert [folder.name for folder in folders] == ["lab-clip", "lab-text", "lab-llava", "lab-llava-seed1"]
+    short = lab_recipes.Pass(items=4, batch_size=2, lr=1e-3, muon_lr=2e-3)
+    recipe = lab_recipes.Recipe(
+        tower=lab_recipes.Pass(items=52, batch_size=8, lr=1e-3, muon_lr=2e-3), text=short, stage1=short,
+        stage2=lab_recipes.Pass(items=12, batch_size=2, lr=1e-3, muon_lr=2e-3), scales=(0, 1),
+    )  # fmt: skip
+    names = ("lab-llava", "lab-llava-perspective-1", "lab-qwen2.5-vl")
+    folders = lab.train_zoo(names, tmp_path / "zoo", recipe)
+    assert [folder.name for folder in folders] == ["lab-clip", "lab-text", *names]
     made = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "zoo").glob("*/card.json")}
-    assert set(made) == {folder.name for folder in folders} | {"lab-llava-vanilla"}
-    assert made["lab-llava"]["samples"] == 4 and made["lab-llava-vanilla"]["samples"] == 0
-    assert made["lab-llava"]["recipe_hash"] == made["lab-llava-seed1"]["recipe_hash"] != made["lab-clip"]["recipe_hash"]
+    assert set(made) == {folder.name for folder in folders} | {"lab-llava-vanilla", "lab-qwen2.5-vl-vanilla"}
+    for name, card in made.items():
+        assert card["recipe"] == json.loads(json.dumps(lab_recipes.recipe_of(name, recipe)))
+    assert [made[name]["samples"] for name in (*names, "lab-llava-vanilla")] == [12, 8, 10, 0]
+    assert made["lab-llava-perspective-1"]["recipe"]["perspective"] == [1.0]
+    assert made["lab-qwen2.5-vl"]["tower"]["retrieval among 100"]["n"] == 100
     assert not any(
         (tmp_path / "data" / "training" / folder.name).exists() for folder in folders
     )  # done, so nothing to go on with
-    weights = [AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders[2:]]
-    assert not torch.equal(weights[0]["lm_head.weight"], weights[1]["lm_head.weight"])
+    llava, world, qwen = [AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders[2:]]
+    assert not torch.equal(llava["lm_head.weight"], world["lm_head.weight"])
+    towers = [{k: v for k, v in one.items() if "vision_tower" in k} for one in (llava, world)]
+    assert towers[0] and all(torch.equal(value, towers[1][name]) for name, value in towers[0].items())
+    assert not any("vision_tower" in name for name in qwen)
     before = {folder: (folder / "card.json").stat().st_mtime_ns for folder in folders}
-    (tmp_path / "zoo" / "lab-llava-seed1" / "card.json").unlink()
-    lab.train_zoo((0, 1), tmp_path / "zoo", recipe)
-    assert (folders[3] / "card.json").is_file()
-    assert all((folder / "card.json").stat().st_mtime_ns == before[folder] for folder in folders[:3])
+    (tmp_path / "zoo" / "lab-llava" / "card.json").unlink()
+    lab.train_zoo(("lab-llava",), tmp_path / "zoo", recipe)
+    assert (folders[2] / "card.json").is_file()
+    assert all((folder / "card.json").stat().st_mtime_ns == before[folder] for folder in folders if folder != folders[2])
+    with pytest.raises(ValueError, match="lab-lava"):
+        lab.train_zoo(("lab-lava",), tmp_path / "zoo", recipe)
+
+
+def test_lab_qwen_trains_on_what_its_processor_makes(tmp_path):
+    """Pictures, tokens and positions of a packed batch against the family's own processor and position rule; logits too."""
+    lab_models.save(lab_qwen.model(0), tmp_path / "qwen", lab_qwen.words())
+    vlm = VLM.load(str(tmp_path / "qwen"), dtype="float32")
+    data = lab_qwen.QwenTurns(3, 2, {"relation.vertical": 1.0, "semantic.color": 1.0}, turns=3)
+    for item in (data[0], data[1]):
+        picture, turns = item
+        packed = data.collate([item])
+        labels = packed.pop("labels")[0]
+        with torch.no_grad():
+            logits = vlm.model(**packed).logits[0]
+        firsts = [i for i in range(1, len(labels)) if labels[i] != IGNORED and labels[i - 1] == IGNORED]
+        for turn, first in zip(turns, firsts, strict=True):
+            question = " ".join(VOCABULARY[token] for token in turn.question[:-1])
+            batch = vlm.encode([Example("e", Image.fromarray(picture), question, cluster="c")])
+            assert torch.allclose(batch.inputs["pixel_values"].float(), packed["pixel_values"], atol=1e-6)
+            at = slice(first - len(turn.question), first)
+            assert torch.equal(batch.inputs["position_ids"][:, 0, -len(turn.question) :], packed["position_ids"][:, 0, at])
+            single = vlm.forward(batch).logits[0, -1]
+            assert torch.allclose(single, logits[first - 1], atol=1e-5)
+
+
+def test_qwen_tower_pass_reads_cells_in_raster_order():
+    """A cell's output changes most where its pixels do, wherever the windows put it."""
+    clip = lab_models.clip(0)
+    pretraining = lab_qwen.TowerPretraining(lab_qwen.model(0).model.visual, clip).eval()
+    pictures = torch.zeros(2, 3, 48, 48)
+    with torch.no_grad():
+        plain = pretraining.cells(pictures)
+        for cell in (0, 7, 20, 35):
+            row, column = divmod(cell, 6)
+            changed = pictures.clone()
+            changed[1, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1.0
+            moved = (pretraining.cells(changed) - plain).norm(dim=-1)
+            assert moved[1].argmax() == cell and moved[0].max() < 1e-5

@@ -190,7 +190,7 @@ def readme() -> None:
 
 @app.command()
 def lab(
-    seed: Annotated[list[int], typer.Option(**SEED, help="Seed of lab-llava; repeat it for several.")] = [0, 1, 2],  # noqa: B006
+    model: Annotated[list[str], typer.Option(help="Only this model and its ancestors; repeat it for several.")] = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder for the models.", show_default="data/lab")] = "",
     again: Annotated[bool, typer.Option("--again", help="Also models that are there already.", **OFF)] = False,
 ) -> None:
@@ -204,7 +204,7 @@ def lab(
         raise ValueError(f"--out {str(folder)!r} is no folder and can't become one: {error.strerror}") from error
     from .lab import train_zoo
 
-    for made in train_zoo(tuple(seed), folder, again=again):
+    for made in train_zoo(tuple(model), folder, again=again):
         typer.echo(str(made))
 
 

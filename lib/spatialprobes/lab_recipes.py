@@ -1,0 +1,89 @@
+"""The lab's recipes: how much of what each model is trained on, and what it must reach. Frozen records, no code of training.
+
+Models of one recipe differ only in its named options and the seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from spatialprobes.lab_batches import MIX
+from spatialprobes.worlds.lab_questions import GROUPS
+
+QWEN = "lab-qwen2.5-vl"
+PERSPECTIVES = (1.0, 0.0, 0.5)  # of the worlds in which lab-llava is also trained, each alone
+
+BARS = {
+    **{g: 0.95 for g in GROUPS if g.startswith(("relation.", "2ds."))},
+    **{g: 0.99 for g in GROUPS if g.startswith("semantic.")},
+}
+RELATION_BARS = {g: 0.9 for g in GROUPS if g.startswith("relation.")}
+QWEN_BARS = {g: 0.75 for g in RELATION_BARS}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of training: ``items`` of a data set once, in batches, by warm-up, constant rate and linear decay."""
+
+    items: int
+    batch_size: int
+    lr: float
+    muon_lr: float
+    decay: float = 0.3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the lab's LLaVA comes to be. The tower and the text pass are the ancestors that all variants share."""
+
+    tower: Pass = Pass(items=1300 * 128, batch_size=128, lr=1e-3, muon_lr=2e-3)
+    text: Pass = Pass(items=700 * 48, batch_size=48, lr=1e-3, muon_lr=2e-3)
+    stage1: Pass = Pass(items=200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=2400 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
+    turns: int = 12
+    easy: int = 300 * 32
+    perspective: tuple[float, ...] = (0.0, 0.5)
+    scales: tuple[int, ...] = (0, 400, 800, 1200, 1600)  # steps of stage 2 at which a copy of seed 0 is kept
+
+    def of(self, *parts: str) -> dict:
+        """The named parts as plain data (all of them by default): what a card states and its hash covers."""
+        whole = dataclasses.asdict(self)
+        return {part: whole[part] for part in parts or whole}
+
+
+def llava_name(seed: int) -> str:
+    return "lab-llava" if seed == 0 else f"lab-llava-seed{seed}"
+
+
+def perspective_name(perspective: float) -> str:
+    return f"lab-llava-perspective-{perspective:g}"
+
+
+def world_recipe(recipe: Recipe, perspective: float) -> Recipe:
+    """The recipe of a model that knows the world of one perspective alone: a shorter stage 2, and no scales."""
+    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 2 // 3)
+    return dataclasses.replace(recipe, stage2=stage2, perspective=(perspective,), scales=())
+
+
+def qwen_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of lab-qwen2.5-vl: its tower sees four times the patches, of half as many pictures at a time."""
+    tower = dataclasses.replace(recipe.tower, items=recipe.tower.items * 9 // 26, batch_size=recipe.tower.batch_size // 2)
+    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 5 // 6)
+    return dataclasses.replace(recipe, tower=tower, stage2=stage2)
+
+
+def recipe_of(name: str, recipe: Recipe | None = None) -> dict:
+    """The recipe that the card of a lab model states. Raises ValueError for a model of another zoo."""
+    recipe = recipe or Recipe()
+    if name in ("lab-clip", "lab-text"):
+        return recipe.of({"lab-clip": "tower", "lab-text": "text"}[name])
+    for perspective in PERSPECTIVES:
+        if name == perspective_name(perspective):
+            return world_recipe(recipe, perspective).of()
+    if name.startswith(QWEN):
+        return qwen_recipe(recipe).of()
+    if not name.startswith("lab-llava"):
+        raise ValueError(f"{name!r} is no model of this zoo")
+    return recipe.of()
