@@ -70,10 +70,14 @@ def _pick(rng: np.random.Generator, items: Sequence):
     return items[int(rng.integers(len(items)))]
 
 
+def apart(a: Thing, b: Thing, axis: str) -> bool:
+    """Whether two objects are far enough apart on the axis (x, y or depth) to be asked about."""
+    return abs(getattr(a, axis) - getattr(b, axis)) >= (DEPTH_SEPARATION if axis == "depth" else SEPARATION)
+
+
 def _pair(scene: Scene, rng: np.random.Generator, axis: str) -> tuple[Thing, Thing] | None:
-    """Two objects far enough apart on the axis (x, y or depth), in random order."""
-    least = DEPTH_SEPARATION if axis == "depth" else SEPARATION
-    legal = [(a, b) for a in scene.things for b in scene.things if abs(getattr(a, axis) - getattr(b, axis)) >= least]
+    """Two objects far enough apart on the axis, in random order."""
+    legal = [(a, b) for a in scene.things for b in scene.things if apart(a, b, axis)]
     return _pick(rng, legal) if legal else None
 
 
@@ -101,17 +105,20 @@ def _existence(scene: Scene, rng: np.random.Generator, template: str) -> Questio
 
 # ---- relations ----
 _WORDS = {"x": ("left", "right"), "y": ("above", "under"), "depth": ("close", "far")}
+AXES = {"relation.horizontal": "x", "relation.vertical": "y", "relation.distance": "depth"}
 
 
-def _relation(scene: Scene, rng: np.random.Generator, template: str, *, group: str, axis: str) -> Question | None:
-    pair = _pair(scene, rng, axis)
-    if pair is None:
-        return None
-    a, b = pair
+def _relation(scene: Scene, rng: np.random.Generator, template: str, *, group: str) -> Question | None:
+    pair = _pair(scene, rng, AXES[group])
+    return None if pair is None else relate(*pair, group, template, _pick(rng, FORMS))
+
+
+def relate(a: Thing, b: Thing, group: str, template: str, form: str) -> Question:
+    """Where a is, seen from b, on the axis of the group (one of ``AXES``), both named in the same form (one of ``FORMS``)."""
+    axis = AXES[group]
     less, more = _WORDS[axis]
     first = getattr(a, axis) < getattr(b, axis)
     answer, other = (less, more) if first else (more, less)
-    form = _pick(rng, FORMS)
     a_name, b_name = refer(a, form), refer(b, form)
     return Question(
         group, answer, template.format(a=a_name, b=b_name), answer, a_name, b_name, template.format(a=b_name, b=a_name), other
@@ -190,13 +197,13 @@ def _groups() -> Iterator[Group]:
     yield Group("semantic.color", "semantic", ("what color is the {a} ?",), tuple(COLOURS), 1 / 6, None, _colour)
     yield Group("semantic.shape", "semantic", ("what shape is the {a} ?",), SHAPES, 1 / 4, None, _shape)
     yield Group("semantic.existence", "semantic", ("is there a {a} ?",), YES_NO, 1 / 2, None, _existence)
-    for name, axis, kind, template in (
-        ("relation.horizontal", "x", "spatial", "is the {a} left or right of the {b} ?"),
-        ("relation.vertical", "y", "spatial", "is the {a} above or under the {b} ?"),
-        ("relation.distance", "depth", "depth", "is the {a} far or close compared to the {b} ?"),
+    for name, kind, template in (
+        ("relation.horizontal", "spatial", "is the {a} left or right of the {b} ?"),
+        ("relation.vertical", "spatial", "is the {a} above or under the {b} ?"),
+        ("relation.distance", "depth", "is the {a} far or close compared to the {b} ?"),
     ):
         where = 1 / 2 if kind == "spatial" else None
-        yield Group(name, kind, (template,), _WORDS[axis], 1 / 2, where, partial(_relation, group=name, axis=axis))
+        yield Group(name, kind, (template,), _WORDS[AXES[name]], 1 / 2, where, partial(_relation, group=name))
     for what, form, answers in (("color", "colour", tuple(COLOURS)), ("shape", "shape", SHAPES), ("shape_color", "both", _BOTH)):
         name = f"2ds.{what}_abs"
         template = f"what {what} is {{place}} ?" if form != "both" else "what is {place} ?"
