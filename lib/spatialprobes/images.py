@@ -120,6 +120,11 @@ def open_image(
         return _decoded(image, name, max_pixels, max_side, background)
 
 
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """The picture as side x side pixels, its pixels repeated: a small drawing for a model that sees large ones."""
+    return image.resize((side, side), Image.Resampling.NEAREST)
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """The picture as a PNG file's bytes: how pictures are kept in tables."""
     file = io.BytesIO()

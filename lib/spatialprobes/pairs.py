@@ -7,9 +7,16 @@ quad asks about the same two objects of one scene vertically and by distance. Kn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from spatialprobes.examples import Example
+from spatialprobes.images import open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Each group of categories, the canonical one first: deltas of the other one are turned around before a group is pooled.
 GROUPS: dict[str, tuple[str, str]] = {
@@ -64,3 +71,33 @@ class Quad:
     @property
     def cluster(self) -> str:
         return self.vertical.cluster
+
+
+def first_of_each(pairs: Iterable[Pair], count: int) -> list[Pair]:
+    """The first `count` pairs of each category, in the order given."""
+    left, found = dict.fromkeys(CATEGORIES, count), []
+    for pair in pairs:
+        if left[pair.category] > 0:
+            left[pair.category] -= 1
+            found.append(pair)
+    return found
+
+
+def with_pictures(pairs: Sequence[Pair], change: Callable[[Image.Image], Image.Image]) -> list[Pair]:
+    """The pairs with every picture changed when it is used; what shared one picture still does."""
+    made: dict[int, Callable[[], Image.Image]] = {}  # by the identity of what is shown, which the pairs keep alive
+
+    def shown(example: Example) -> Example:
+        return replace(example, image=made.setdefault(id(example.image), partial(_changed, change, example.image)))
+
+    return [replace(pair, original=shown(pair.original), swapped=shown(pair.swapped)) for pair in pairs]
+
+
+def quads_with_pictures(quads: Sequence[Quad], change: Callable[[Image.Image], Image.Image]) -> list[Quad]:
+    """As `with_pictures`."""
+    changed = iter(with_pictures([pair for quad in quads for pair in (quad.vertical, quad.distance)], change))
+    return [replace(quad, vertical=next(changed), distance=next(changed)) for quad in quads]
+
+
+def _changed(change: Callable[[Image.Image], Image.Image], image: object) -> Image.Image:
+    return change(open_image(image))
