@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from tiny import SYSTEM, examples, picture, save_llava
 
 from spatialprobes.answers import generate, score
+from spatialprobes.digests import weights_digest
 from spatialprobes.families import Frame, family_of, fit_picture
-from spatialprobes.loading import choose_dtype, weights_digest
+from spatialprobes.loading import choose_dtype
 from spatialprobes.probes import balance, grounding, hidden_norms, norms, permutation, positions, rope
 from spatialprobes.vlm import VLM, ModelError, PromptError
 

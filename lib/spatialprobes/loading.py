@@ -6,7 +6,6 @@ Knows files, dtypes and devices; nothing of prompts or probes. Whatever goes wro
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import json
 import os
@@ -35,11 +34,18 @@ REACH = 5.0  # seconds in which a hub that can be reached takes a connection
 PORTS = {"http": 80, "https": 443}
 NAME_SHOWN = 80  # characters of an overlong name that an error repeats
 HUB_ID = r"[\w.-]{1,96}/[\w.-]{1,96}"
+BARE = " (it holds none; a fine-tuned checkpoint takes its base model's: processor=<folder or hub id of the base model>)"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class ModelError(ValueError):
     """A model that cannot be loaded; the message says which, why, and what would do."""
+
+
+def find(name: str, revision: str | None = None, processor: str | None = None) -> Source:
+    """Where the model of this name is, and the one whose processor it takes, each pinned. Raises ModelError."""
+    source = pinned(find_model(name, revision))
+    return replace(source, base=pinned(find_model(processor))) if processor else source
 
 
 def find_model(name: str, revision: str | None = None) -> Source:
@@ -103,6 +109,8 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
     try:
         config = AutoConfig.from_pretrained(where, **options)
         family = _family(config, trust_remote_code)
+        if source.base:
+            _check_family(source, source.base, config.model_type, trust_remote_code)
         want = choose_dtype(dtype, getattr(config, "dtype", None) or config.get_text_config().dtype, target)
         extra: dict[str, Any] = {"dtype": want or "auto", "attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
         if quantize:
@@ -111,7 +119,7 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
             extra["device_map"] = {"": target}
         with _quiet(source.kind == "lab"):
             model, info = family.load_model(where, **options, **extra)
-        processor = family.load_processor(where, **options)
+        processor = load_processor(source.base or source, family, trust_remote_code)
     except ModelError:
         raise
     except NotDiscovered as error:
@@ -128,6 +136,15 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
     if not quantize and want is None and target.type == "cpu" and model.dtype == torch.float16:
         model.float()
     return model.eval().requires_grad_(False), processor, family
+
+
+def load_processor(source: Source, family: Family, trust_remote_code: bool) -> Any:
+    """The processor that is saved with the model at `source`. Raises ModelError, with what would do where it has none."""
+    try:
+        return family.load_processor(str(source.path or source.name), trust_remote_code=trust_remote_code, **source.options())
+    except Exception as error:  # as in `load`
+        bare = source.path is not None and not any(source.path.glob("*processor_config.json"))
+        raise ModelError(_why(source, error) + BARE * bare) from error
 
 
 def undiscovered(source: Source, model_type: str, error: Exception) -> ModelError:
@@ -197,33 +214,12 @@ def quantisation(quantize: str, family: Family, compute: torch.dtype) -> BitsAnd
     )
 
 
-def weights_digest(folder: Path) -> str:
-    """sha256 over the weight files of a folder, those of its index included, by name order."""
-    names = {path.name for path in folder.glob("*.safetensors")} | {path.name for path in folder.glob("pytorch_model*.bin")}
-    for index in folder.glob("*.index.json"):
-        names |= set(json.loads(index.read_text())["weight_map"].values())
-    return _digest([folder / name for name in sorted(names)])
-
-
-def processor_digest(folder: Path) -> str:
-    """sha256 over what turns pictures and words into model inputs: processor, tokenizer, chat template."""
-    names = (
-        "*processor_config.json",
-        "tokenizer*",
-        "*.jinja",
-        "chat_template.json",
-        "vocab.*",
-        "merges.txt",
-        "special_tokens_map.json",
-    )
-    return _digest(sorted({path for name in names for path in folder.glob(name)}))
-
-
 @dataclass(frozen=True)
 class Source:
     """name: as asked for. kind: "lab", "folder" or "hub". path: its folder, None for the hub. revision: of the hub, as asked for.
 
     commit: what the revision stands for. cached: the hub cannot be reached, so only what was fetched before is looked at.
+    base: the model whose processor is taken, if not its own.
     """
 
     name: str
@@ -232,6 +228,7 @@ class Source:
     revision: str | None
     commit: str | None = None
     cached: bool = False
+    base: Source | None = None
 
     def options(self) -> dict[str, Any]:
         """What transformers' `from_pretrained` is told beside the name."""
@@ -245,6 +242,19 @@ def _family(config: PreTrainedConfig, trust_remote_code: bool) -> Family:
     if config.model_type in FAMILIES:
         return family_of(config.model_type)
     return look(config, trust_remote_code=trust_remote_code)
+
+
+def _check_family(source: Source, base: Source, model_type: str, trust_remote_code: bool) -> None:
+    """Before weights are loaded: the processor must come from a model of the same family."""
+    try:
+        found = AutoConfig.from_pretrained(str(base.path or base.name), trust_remote_code=trust_remote_code, **base.options())
+    except Exception as error:  # as in `load`
+        raise ModelError(_why(base, error)) from error
+    if found.model_type != model_type:
+        raise ModelError(
+            f"model {source.name!r} is of the family {model_type!r}, the processor of {base.name!r} for {found.model_type!r}; "
+            "give the model that it was fine-tuned from"
+        )
 
 
 def _check_weights(source: Source, family: Family, info: dict[str, Any]) -> None:
@@ -322,16 +332,6 @@ def _no_table(record: LogRecord) -> bool:
 def _is_known(folder: Path) -> bool:
     """Of a known family: the lab also holds its models' ancestors."""
     return _is_model(folder) and json.loads((folder / "config.json").read_text()).get("model_type") in FAMILIES
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _why(source: Source, error: Exception) -> str:

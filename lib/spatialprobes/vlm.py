@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from spatialprobes import loading
+from spatialprobes.digests import identity
 from spatialprobes.examples import Example, batches
 from spatialprobes.families import Family, ImageFit, Pictures, check_fit, fit_picture
 from spatialprobes.families.discovery import Discovered, NotDiscovered
 from spatialprobes.families.proofs import prove
 from spatialprobes.images import ImageError, open_image
 from spatialprobes.loading import ModelError
+from spatialprobes.processors import check_processor
 from spatialprobes.prompts import PromptError, check_template, default_system, render
 from spatialprobes.seeds import check_seed
 from spatialprobes.spans import Spans, find_spans
@@ -88,6 +90,7 @@ class VLM:
         quantize: str | None = None,
         image_fit: ImageFit = "native",
         trust_remote_code: bool = False,
+        processor: str | None = None,
     ) -> VLM:
         """Load a model in evaluation mode, frozen, with SDPA attention.
 
@@ -96,16 +99,19 @@ class VLM:
         dtype: "auto" (the checkpoint's own, but float32 for float16 on a CPU), "float32", "float16" or "bfloat16".
         device: "auto", "cpu", "cuda", "cuda:1". quantize: None, "8bit" or "4bit" (language model only).
         image_fit: what is done to a picture before the processor: "native" nothing, "pad", "crop" or "squash" to a square.
+        processor: the model to take image processor, tokenizer and chat template from, named as name_or_path: fine-tuned
+        checkpoints are often saved without them. None: its own.
         An empty string stands for None, as in notebook parameters.
         Raises ModelError, in one line, for whatever cannot be loaded.
         """
         check_fit(image_fit)
         loading.check_options(dtype or "auto", quantize or None)
-        source = loading.pinned(loading.find_model(str(name_or_path), revision or None))
-        model, processor, family = loading.load(source, dtype or "auto", device or "auto", quantize or None, trust_remote_code)
-        vlm = cls(model, processor, family, source, image_fit, quantize or None)
+        source = loading.find(str(name_or_path), revision or None, processor or None)
+        model, own, family = loading.load(source, dtype or "auto", device or "auto", quantize or None, trust_remote_code)
+        vlm = cls(model, own, family, source, image_fit, quantize or None)
+        check_processor(vlm)
         try:
-            check_template(processor, family.image_token(processor), partial(family.spell, processor))
+            check_template(own, family.image_token(own), partial(family.spell, own))
             if isinstance(family, Discovered):
                 prove(vlm)
         except PromptError as error:
@@ -146,12 +152,7 @@ class VLM:
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        if self.source.path is None:
-            return {"revision": self.source.commit or self.source.revision or "main"}
-        return {
-            "weights_sha256": loading.weights_digest(self.source.path),
-            "processor_sha256": loading.processor_digest(self.source.path),
-        }
+        return identity(self.source)
 
     def facts(self) -> dict[str, Any]:
         """What identifies this model and how it runs; the same on every machine with the same files, device kind and options."""
