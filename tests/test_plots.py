@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
+from swap_tables import SWAP_FRAMES
 
 from spatialprobes import plots
 from spatialprobes.plots import heatmap, norms, permutation, scenes, training
@@ -192,7 +193,7 @@ FRAMES = {
     "rope.sweep": phase_by_delta,
     "scenes.gallery": shown_scenes,
     "training.curves": learning,
-}
+} | SWAP_FRAMES
 
 
 def texts(figure):

@@ -1,0 +1,165 @@
+"""Figures of principal components of swap pairs: each pair a mark in the colour of its category, on axes that panels share.
+
+Drawn from the table of `probes/swap_probe.py`'s projection. Several scales share a figure by a column `scale`, and share axes
+where they were projected on one basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from spatialprobes.pairs import CATEGORIES
+from spatialprobes.plots import need, new_figure, panels
+from spatialprobes.plots import swap_looks as looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = ("layer", "category", "kind", "pc1", "pc2", "share1", "share2")
+KINDS = {
+    "delta": "difference swapped − original",
+    "original": "state of the original question",
+    "swapped": "state of the swapped question",
+}
+
+
+def plane(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | str] | None = None, width: str = "two") -> Figure:
+    """The first two components, a mark a pair and an edged one the mean of its category; panels have one range of values.
+
+    Columns: layer, category, kind ("delta", "original", "swapped"), pc1, pc2, share1, share2 (share of the variance).
+    Optional: scale (text): then panels are scales, a line of them a layer, and ranges are of the layer. layers: None for up
+    to six (one where there are scales: the middle one), from the first to the last. Rows with a NaN component are left out
+    and counted in the legend. Raises ValueError for a missing column, or a kind or layer that is not there.
+    """
+    plot = "swap_pca.plane"
+    need(frame, COLUMNS, plot)
+    parts, left_out = _panels(frame, plot, kind, layers, 2)
+    across = _across(frame, parts, width)
+    figure = new_figure(width, 0.65 + ((6.9 if width == "two" else 3.2) / across + 0.1) * -(-len(parts) // across))
+    for ax, (title, part, limits) in zip(panels(figure, len(parts), across), parts, strict=True):
+        _marks(ax, part, ("pc1", "pc2"))
+        ax.set(xlim=limits[0], ylim=limits[1])
+        ax.set_aspect("equal", adjustable="box")
+        ax.set_title(title, parse_math=False)
+        for axis, number in ((ax.xaxis, 1), (ax.yaxis, 2)):
+            axis.set_label_text(_label(part, number))
+            axis.set_major_locator(MaxNLocator(4))
+        ax.grid()
+    looks.legend(figure, _handles(parts, left_out), KINDS.get(kind, kind))
+    return figure
+
+
+def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | str] | None = None, width: str = "two") -> Figure:
+    """The first three components in space; as `plane`, with the columns pc3 and share3 as well, and up to three layers."""
+    plot = "swap_pca.space"
+    need(frame, (*COLUMNS, "pc3", "share3"), plot)
+    parts, left_out = _panels(frame, plot, kind, layers, 3, most=3)
+    across = _across(frame, parts, width)
+    side = (6.9 if width == "two" else 3.2) / across
+    figure = new_figure(width, 0.65 + side * -(-len(parts) // across))
+    for ax, (title, part, limits) in zip(panels(figure, len(parts), across, subplot_kw={"projection": "3d"}), parts, strict=True):
+        _marks(ax, part, ("pc1", "pc2", "pc3"))
+        ax.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
+        ax.set_title(title, parse_math=False, pad=0)
+        ax.view_init(elev=22, azim=-60)
+        ax.set_box_aspect((1, 1, 1), zoom=1.0)
+        for axis, number in ((ax.xaxis, 1), (ax.yaxis, 2), (ax.zaxis, 3)):
+            axis.set_label_text(_label(part, number), fontsize=6)
+            axis.labelpad = -8
+            axis.set_major_locator(MaxNLocator(4))
+            axis.set_tick_params(labelsize=5.5, pad=-3)
+            axis.pane.set_facecolor("white")
+    looks.legend(figure, _handles(parts, left_out), KINDS.get(kind, kind))
+    return figure
+
+
+Panel = tuple[str, pd.DataFrame, list[tuple[float, float]]]  # title, rows, range of each component
+
+
+def _panels(
+    frame: pd.DataFrame, plot: str, kind: str, layers: Sequence[int | str] | None, dimensions: int, most: int = 6
+) -> tuple[list[Panel], int]:
+    """What each panel shows, and how many rows have no component."""
+    rows = looks.pick(frame, plot, kind=kind)
+    looks.known(rows, plot, "category", CATEGORIES)
+    rows = rows.assign(layer=rows["layer"].astype(str))
+    several = "scale" in rows.columns
+    there = looks.ordered_layers(rows["layer"], plot)
+    if several and layers is None:
+        layers = [there[len(there) // 2]]
+    chosen = looks.chosen_layers(rows, plot, layers, most)
+    names = [f"pc{i + 1}" for i in range(dimensions)]
+    rows = rows[rows["layer"].isin(chosen)]
+    whole = np.isfinite(rows[names].to_numpy(dtype=float)).all(axis=1)
+    if not whole.any():
+        raise ValueError(f"{plot}: every row of layer {', '.join(chosen)} has a NaN component")
+    left_out, rows = int((~whole).sum()), rows[whole]
+    parts = []
+    for layer in chosen:
+        at_layer = rows[rows["layer"] == layer]
+        limits = _limits(at_layer if several else rows, names)
+        for scale in dict.fromkeys(rows["scale"]) if several else [None]:
+            title = looks.layer_name(layer)
+            if several:
+                title = f"{scale}" if len(chosen) == 1 else f"{scale}, {title}"
+            parts.append((title, at_layer if scale is None else at_layer[at_layer["scale"] == scale], limits))
+    return parts, left_out
+
+
+def _limits(rows: pd.DataFrame, names: list[str]) -> list[tuple[float, float]]:
+    """A range about the middle of each component, of one length for all, so that distances compare."""
+    values = rows[names].to_numpy(dtype=float)
+    if not len(values):
+        return [(-1.0, 1.0)] * len(names)
+    middle, half = (values.min(axis=0) + values.max(axis=0)) / 2, float(np.ptp(values, axis=0).max()) / 2
+    half = 1.06 * half or 1.0
+    return [(float(m - half), float(m + half)) for m in middle]
+
+
+def _across(frame: pd.DataFrame, parts: list[Panel], width: str) -> int:
+    if width == "one":
+        return 1
+    scales = frame["scale"].nunique() if "scale" in frame.columns else 3
+    return min(len(parts), scales if scales in (1, 2, 3, 4) else 3)
+
+
+def _marks(ax: Axes, part: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Every pair, then the mean of each category over them; order of drawing mixed, so that no category hides the others."""
+    groups = [(category, part.loc[part["category"] == category, list(names)].to_numpy(float)) for category in CATEGORIES]
+    solid = ax.name == "3d"
+    for turn in range(4):
+        for category, points in groups:
+            tint, mark = looks.LOOKS[category]
+            some = points[turn::4]
+            look = {"markersize": 2.6, "markeredgewidth": 0, "alpha": 0.65, "rasterized": not solid}
+            ax.plot(*some.T, mark, color=tint, linestyle="none", **look)
+    for category, points in groups:
+        if len(points):
+            tint, mark = looks.LOOKS[category]
+            ax.plot(*points.mean(axis=0)[:, None], mark, color=tint, markersize=7, markeredgecolor="black", markeredgewidth=0.9)
+
+
+def _label(part: pd.DataFrame, number: int) -> str:
+    shares = part[f"share{number}"].dropna().unique()
+    share = f" ({100 * shares[0]:.0f}% of variance)" if len(shares) else ""
+    return f"PC{number}{share}"
+
+
+def _handles(parts: list[Panel], left_out: int) -> list:
+    """Categories with how many pairs each has in a panel, and how many rows could not be shown."""
+    sizes = pd.DataFrame([part["category"].value_counts() for _, part, _ in parts if len(part)])
+    handles = []
+    for category in CATEGORIES:
+        if category in sizes.columns:
+            tint, mark = looks.LOOKS[category]
+            handles.append(looks.handle(f"{category} (n = {looks.counts(sizes[category].fillna(0))})", tint, mark, "none"))
+    handles.append(looks.handle("mean of a category", "white", "D", "none", markeredgecolor="black"))
+    if left_out:
+        handles.append(looks.handle(f"{left_out} without components left out", dashes="none"))
+    return handles
