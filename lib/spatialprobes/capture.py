@@ -147,9 +147,7 @@ class _Plan:
             raise ValueError("visit is given queries and keys: say of which layers (queries_keys)")
         if connector not in (None, "pre_norm", "post_norm"):
             raise ValueError(f"connector={connector!r} is unknown; 'pre_norm' or 'post_norm'")
-        if isinstance(at, str) and at not in ("last", *PARTS) and not at.startswith("word:"):
-            raise ValueError(f"at={at!r} is unknown; 'last', 'word:<w>', {', '.join(map(repr, PARTS))}, or token indices")
-        self.at = at if isinstance(at, str) else _indices(at)
+        self.at = checked_at(at)
         if tower_at != "all" and (isinstance(tower_at, str) or tower_at is None or not len(tower_at)):
             raise ValueError(f"tower_at={tower_at!r} names no row of the tower; 'all', or their indices")
         if not (self.hidden or self.attention or self.queries_keys or self.tower or connector):
@@ -192,30 +190,6 @@ class _Plan:
             hook(module, lambda entering, output: run.keep_connector("input", take(entering, output)))
             hook(family.part(model, "connector"), lambda _, output: run.keep_connector("output", output))
 
-    def positions(self, examples: int, tokens: int) -> Int[Tensor, "example row"]:
-        """Token indices in the padded batch, -1 where an example has fewer; `tokens` of the prompt."""
-        if isinstance(self.at, str):
-            if self.vlm.batch is None or not self.vlm.batch.spans:
-                raise ValueError(f"at={self.at!r} needs the batch: run by vlm.forward, vlm.generate or `with vlm.running(batch)`")
-            found = [self._of(spans) for spans in self.vlm.batch.spans]
-            made = torch.full((len(found), max(1, *map(len, found))), -1)
-            for row, index in zip(made, found, strict=True):
-                row[: len(index)] = index
-        else:
-            made = self.at.long().cpu()
-            if outside := made[(made < -tokens) | (made >= tokens)].tolist():
-                raise ValueError(f"at: token index {outside[0]} is outside a batch of {tokens} tokens")
-            made = torch.where(made < 0, made + tokens, made)
-            made = made if made.ndim == 2 else made.expand(examples, -1)
-        if len(made) != examples:
-            raise ValueError(f"at: positions of {len(made)} examples for a batch of {examples}")
-        return made
-
-    def _of(self, spans: Spans) -> Int[Tensor, " token"]:
-        if self.at.startswith("word:"):
-            return spans.word(self.at.removeprefix("word:"))
-        return spans.parts()[self.at]
-
 
 class _Run:
     """The run of the model that is under way: which tokens of it are read, and where they go."""
@@ -233,7 +207,7 @@ class _Run:
         if isinstance(self.plan.at, str) and self.plan.at == "last":
             positions = torch.full((examples, 1), held + tokens - 1)
         elif held == 0:
-            positions = self.prompt = self.plan.positions(examples, tokens)
+            positions = self.prompt = token_positions(self.plan.vlm, self.plan.at, examples, tokens)
         else:
             positions = self.prompt if self.prompt is not None and len(self.prompt) == examples else torch.full((examples, 1), -1)
         local = torch.where((positions >= held) & (positions < held + tokens), positions - held, -1)
@@ -296,6 +270,43 @@ class _Run:
         vlm, step = self.plan.vlm, self.pictures
         found = vlm.family.connector_tokens(vlm.model, tokens, step.tower, side)
         setattr(step, f"connector_{side}", [one.cpu() for one in found])
+
+
+def checked_at(at: At, extra: tuple[str, ...] = ()) -> str | Int[Tensor, "*example row"]:
+    """`at` as `token_positions` takes it. extra: other names that are legal. Raises ValueError for what names no tokens."""
+    if not isinstance(at, str):
+        return _indices(at)
+    if at not in ("last", *extra, *PARTS) and not at.startswith("word:"):
+        named = ", ".join(map(repr, ("last", *extra, "word:<w>", *PARTS)))
+        raise ValueError(f"at={at!r} is unknown; {named}, or token indices")
+    return at
+
+
+def token_positions(vlm: VLM, at: str | Tensor, examples: int, tokens: int) -> Int[Tensor, "example row"]:
+    """Token indices in the padded batch, -1 where an example has fewer; `tokens` of the prompt. at: checked; not "last".
+
+    Raises ValueError for indices outside the batch and where a name needs a batch that is not known.
+    """
+    if isinstance(at, str):
+        if vlm.batch is None or not vlm.batch.spans:
+            raise ValueError(f"at={at!r} needs the batch: run by vlm.forward, vlm.generate or `with vlm.running(batch)`")
+        found = [_of(spans, at) for spans in vlm.batch.spans]
+        made = torch.full((len(found), max(1, *map(len, found))), -1)
+        for row, index in zip(made, found, strict=True):
+            row[: len(index)] = index
+    else:
+        made = at.long().cpu()
+        if outside := made[(made < -tokens) | (made >= tokens)].tolist():
+            raise ValueError(f"at: token index {outside[0]} is outside a batch of {tokens} tokens")
+        made = torch.where(made < 0, made + tokens, made)
+        made = made if made.ndim == 2 else made.expand(examples, -1)
+    if len(made) != examples:
+        raise ValueError(f"at: positions of {len(made)} examples for a batch of {examples}")
+    return made
+
+
+def _of(spans: Spans, at: str) -> Int[Tensor, " token"]:
+    return spans.word(at.removeprefix("word:")) if at.startswith("word:") else spans.parts()[at]
 
 
 def _indices(at: Tensor | Sequence) -> Int[Tensor, "*example row"]:

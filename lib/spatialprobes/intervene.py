@@ -1,9 +1,10 @@
-"""Writing into a model while it runs: `with intervene(vlm, permute=..., positions=...)`.
+"""Writing into a model while it runs: `with intervene(vlm, permute=..., positions=..., steer=...)`.
 
-Acts on the image features in raster order, just before they enter the language model, and on the position ids of their tokens, so
-it holds in a forward, in a plain `vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. The two are
-apart: a permuted patch gets the position of the place it comes to, unless `positions=carried(permutation)` says otherwise; the
-positions of the text never move. Knows no probe; how features are reached is the family's business.
+Acts on the image features in raster order, just before they enter the language model, on the position ids of their tokens, and on
+hidden states (`steering.py`), so it holds in a forward, in a plain `vlm.model.generate(...)`, with and without cache. Composable,
+and gone on any exit. The first two are apart: a permuted patch gets the position of the place it comes to, unless
+`positions=carried(permutation)` says otherwise; the positions of the text never move. Knows no probe; how features are reached is
+the family's business.
 """
 
 from __future__ import annotations
@@ -20,30 +21,38 @@ from torch import Tensor
 
 from spatialprobes.families import ALL, AXES, Edit, check_axis
 from spatialprobes.seeds import check_seed
+from spatialprobes.steering import Steering, added, removed, steered
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
+
+__all__ = ["added", "carried", "constant", "intervene", "random_permutations", "removed", "shifted"]
 
 Permutation = Tensor | np.ndarray | Sequence[int]  # [token]
 Permutations = Permutation | Mapping[str, Permutation]  # one, [image, token], or one per cluster
 
 
 @contextmanager
-def intervene(vlm: VLM, permute: Permutations | None = None, positions: Positions | None = None) -> Iterator[None]:
-    """While open, the vision tokens of every picture are permuted (place i holds what stood at permute[i]) or stand elsewhere.
+def intervene(
+    vlm: VLM, permute: Permutations | None = None, positions: Positions | None = None, steer: Steering | None = None
+) -> Iterator[None]:
+    """While open, the vision tokens of every picture are permuted (place i holds what stood at permute[i]) or stand elsewhere,
+    or hidden states are steered.
 
     permute: one permutation for every picture; or one per row of the batch ([image, token]); or a mapping from `Example.cluster`
     (the id where it has none) to the permutation of its picture, which also holds where examples are sorted and batched anew, as
     in `answers`. positions: `shifted(...)`, `constant()`, `carried(...)`, or a function that maps the position ids of a picture's
     tokens ([axis, token], in order of place) to others of that shape, whole numbers or not; positions of the text stay.
+    steer: `added(vectors, layer)` or `removed(direction, layer)`: what is done to hidden states after a layer, at which tokens.
     Nested interventions act in the order in which they were opened.
-    Raises ValueError for what is no permutation and for an axis that the model lacks, and, once the model runs, for a length
-    other than the picture's number of tokens, for a number of rows other than the batch's, for a picture without a permutation,
-    and for position ids that are not finite or of another shape.
+    Raises ValueError for what is no permutation and for an axis, layer or width that the model lacks, and, once it runs, for a
+    length other than the picture's number of tokens, for a number of rows other than the batch's, for a picture without a
+    permutation or vector, and for position ids that are not finite or of another shape.
     """
-    if permute is None and positions is None:
-        raise ValueError("intervene was given nothing to do; permute=<permutation> or positions=<function of position ids>")
+    if permute is None and positions is None and steer is None:
+        legal = "permute=<permutation>, positions=<function of position ids> or steer=added(<vectors>, <layer>)"
+        raise ValueError(f"intervene was given nothing to do; {legal}")
     with ExitStack() as stack:
         if permute is not None:
             permutations = _checked(permute)
@@ -51,6 +60,10 @@ def intervene(vlm: VLM, permute: Permutations | None = None, positions: Position
             stack.enter_context(vlm.family.edit_image_features(vlm.model, _permuting(vlm, permutations, dim=0)))
         if positions is not None:
             stack.enter_context(vlm.family.edit_positions(vlm.model, _moving(vlm, positions, stack)))
+        if steer is not None:
+            for values in steer.values:
+                stack.enter_context(_in_batch_order(vlm, values))
+            stack.enter_context(steered(vlm, steer))
         yield
 
 
@@ -126,9 +139,9 @@ def _moving(vlm: VLM, positions: Positions, stack: ExitStack) -> Edit:
 
 
 @contextmanager
-def _in_batch_order(vlm: VLM, permutations: Tensor | dict[str, Tensor]) -> Iterator[None]:
-    """While open, the model knows whether these hold for the rows of one batch, in its order."""
-    by_row = isinstance(permutations, Tensor) and permutations.ndim == 2
+def _in_batch_order(vlm: VLM, values: Tensor | dict[str, Tensor]) -> Iterator[None]:
+    """While open, the model knows whether these permutations or vectors hold for the rows of one batch, in its order."""
+    by_row = isinstance(values, Tensor) and values.ndim == 2
     vlm.by_row_interventions += by_row
     try:
         yield

@@ -100,8 +100,8 @@ def _prefill(
     """As `prefill`, for these (row, end) of assembled prompts, of every picture at least one."""
     which = [whole.which[row] for row, _ in pieces]
     firsts = [pieces[which.index(picture)][0] for picture in range(len(pictures.tokens))]
-    prefix = _cut(whole, [(row, whole.spans[row].start, _end(whole.spans[row])) for row in firsts])
-    rest = _cut(whole, [(row, _end(whole.spans[row]), end) for row, end in pieces])
+    prefix = cut(whole, [(row, whole.spans[row].start, _end(whole.spans[row])) for row in firsts])
+    rest = cut(whole, [(row, _end(whole.spans[row]), end) for row, end in pieces])
 
     inputs = {**prefix, **vlm.to_device(pictures.inputs)}
     cache = DynamicCache(config=vlm.model.config)
@@ -154,13 +154,13 @@ class _Roomy(DynamicLayer):
         return self.keys, self.values
 
 
-def _cut(batch: Batch, pieces: list[tuple[int, int, int]]) -> dict[str, Tensor]:
+def cut(batch: Batch, pieces: list[tuple[int, int, int]]) -> dict[str, Tensor]:
     """Per-token inputs of these (row, start, end), left-padded anew; padding has mask, position and id 0."""
     length = max(end - start for _, start, end in pieces)
-    cut = {}
+    found = {}
     for name, value in batch.inputs.items():
         made = value.new_zeros(*value.shape[:-2], len(pieces), length)
         for i, (row, start, end) in enumerate(pieces):
             made[..., i, length - (end - start) :] = value[..., row, start:end]
-        cut[name] = made
-    return cut
+        found[name] = made
+    return found

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from spatialprobes.families.attention import Observer, observed_attention
 from spatialprobes.families.frames import Frame
 from spatialprobes.families.positions import edited_positions
+from spatialprobes.families.residual import HiddenEdit, edited_entering, edited_leaving, is_edited
 from spatialprobes.families.rotary import Rotary, axes_of, rotary_of
 from spatialprobes.families.towers import TowerRun
 
@@ -246,6 +247,22 @@ class Family:
         for edited ids of another shape or that are not finite.
         """
         return edited_positions(model, self.image_token_id(model), max(1, len(self.position_axes(model))), edit)
+
+    def edit_hidden(self, model: nn.Module, layer: int, edit: HiddenEdit) -> AbstractContextManager[None]:
+        """While open, `edit` maps hidden states [example, token, width]: of layer 0 what enters the first block, of i the i-th's
+        output.
+
+        Edits compose in the order in which they were opened, may be closed in any order, and come before whatever else is hooked
+        to the place, so that what is read there was edited.
+        """
+        blocks = self.part(model, "layers")
+        if layer == 0:
+            return edited_entering(blocks[0], edit)
+        return edited_leaving(blocks[layer - 1], edit, self.hidden, self.replace_hidden)
+
+    def edits_hidden(self, model: nn.Module) -> bool:
+        """Whether an edit of hidden states is open."""
+        return any(is_edited(block) for block in self.part(model, "layers"))
 
     def _owner(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.image_owner)
