@@ -108,16 +108,25 @@ def open_image(
 
     if isinstance(source, Image.Image):
         return _decoded(source, name, max_pixels, max_side, background)
-    try:
-        with _pillow_limit_off(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's many notes on odd files; what matters is raised
-            image = Image.open(source, formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(name, f"not an image of a known kind ({', '.join(FORMATS)}), or cut within its header") from error
-    except Exception as error:
-        raise ImageError(name, _because(error)) from error
-    with image:
+    with _opened(source, name) as image:
         return _decoded(image, name, max_pixels, max_side, background)
+
+
+def check_header(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) that the file announces, before any turning; no pixel is decoded, so a file cut behind its header passes.
+
+    Raises ImageError as `open_image` does, for what can be told from the header.
+    """
+    name = name or _name(source)
+    if isinstance(source, Path):
+        source = _existing(source, name)
+    elif not len(source):
+        raise ImageError(name, "holds zero bytes")
+    else:
+        source = io.BytesIO(source)
+    with _opened(source, name) as image:
+        _check_size(image, name, max_pixels)
+        return image.size
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
@@ -214,14 +223,30 @@ def _pillow_limit_off() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decoded(image: Image.Image, name: str, max_pixels: int, max_side: int | None, background: Colour) -> Image.Image:
+def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """The file's picture, its header read and nothing more."""
+    try:
+        with _pillow_limit_off(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's many notes on odd files; what matters is raised
+            return Image.open(source, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(name, f"not an image of a known kind ({', '.join(FORMATS)}), or cut within its header") from error
+    except Exception as error:
+        raise ImageError(name, _because(error)) from error
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(name, f"has {width:,} x {height:,} pixels; the limit is {max_pixels:,} in all")
     if not width or not height:
         raise ImageError(name, f"has no pixels ({width} x {height})")
+
+
+def _decoded(image: Image.Image, name: str, max_pixels: int, max_side: int | None, background: Colour) -> Image.Image:
+    _check_size(image, name, max_pixels)
     try:
-        if max_side and max(width, height) > max_side:
+        if max_side and max(image.size) > max_side:
             image.draft(None, (max_side, max_side))  # JPEG: decode at a half, quarter or eighth where that is still enough
         image.load()
         if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
