@@ -91,8 +91,8 @@ def generate(
     Greedy at temperature 0; sampled texts depend on `seed` and on batch_size.
     Raises PromptError naming an example with an empty question or with too long a prompt.
     """
-    _check(vlm, examples)
-    share = _shares(vlm, examples, prefix_cache)
+    check_askable(vlm, examples)
+    share = shares(vlm, examples, prefix_cache)
     texts: dict[str, tuple[str, int]] = {}
     for places in _batches(examples, batch_size, share):
         chunk = [examples[i] for i in places]
@@ -122,12 +122,12 @@ def score(
     normalised: logprob / tokens. Rows follow the examples and, within one, its choices.
     Raises PromptError naming an example that cannot be asked or has no choices.
     """
-    _check(vlm, examples)
+    check_askable(vlm, examples)
     for example in examples:
         if not example.choices:
             raise PromptError(f"example {example.id!r} has no choices to score")
     asked = [replace(one, answer=choice) for one in examples for choice in one.choices]
-    share = _shares(vlm, asked, prefix_cache)
+    share = shares(vlm, asked, prefix_cache)
     found: dict[int, tuple[float, int]] = {}
     for places in _batches(asked, batch_size, share):
         found.update(zip(places, _answer_logprobs(vlm, [asked[i] for i in places], share, system), strict=True))
@@ -155,7 +155,8 @@ def _answer_logprobs(vlm: VLM, chunk: list[Example], share: bool, system: str | 
     return scores
 
 
-def _check(vlm: VLM, examples: Sequence[Example]) -> None:
+def check_askable(vlm: VLM, examples: Sequence[Example]) -> None:
+    """Raises ValueError for no examples, ids that are not unique, and interventions that hold for the rows of one batch."""
     if not examples:
         raise ValueError("no examples were given")
     seen: set[str] = set()
@@ -169,7 +170,8 @@ def _check(vlm: VLM, examples: Sequence[Example]) -> None:
         )
 
 
-def _shares(vlm: VLM, examples: Sequence[Example], prefix_cache: PrefixCache) -> bool:
+def shares(vlm: VLM, examples: Sequence[Example], prefix_cache: PrefixCache) -> bool:
+    """Whether questions share the run of their pictures. Raises ValueError where they are told to and cannot."""
     if prefix_cache not in (True, False, "auto"):
         raise ValueError(f"prefix_cache={prefix_cache!r} is unknown; True, False or 'auto'")
     possible = vlm.family.shares_prefix and not vlm.whole_prompts

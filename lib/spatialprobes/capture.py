@@ -63,8 +63,9 @@ def capture(
     visit: is given block, queries, keys, masks and scaling (see `Step`) as each layer runs, where they lie; then none is kept.
     reduce: what is kept of hidden states [example, row, width] instead of themselves, such as their norms; made where they lie.
     `at` by word or part needs to know the batch: run by `vlm.forward` or `vlm.generate`. In generate, the prompt and every
-    decoded token are a step each (`got.steps`); later steps hold "last" alone. Tensors are on the CPU, in the model's dtype
-    (rows: float32).
+    decoded token are a step each (`got.steps`); later steps hold "last" alone. Prompts that go on from the cache of a prefix
+    (`prefix.prefill`) are read behind it, at indices of the batch that `prefill` returns. Tensors are on the CPU, in the model's
+    dtype (rows: float32).
     Raises ValueError for a layer that is not there, and, once the model runs, KeyError for a word that is not in a question.
     """
     plan = _Plan(vlm, hidden, at, attention_rows, tower_rows, tower_at, connector, queries_keys, reduce, visit)
@@ -204,10 +205,14 @@ class _Run:
 
     def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         examples, tokens, held = self.plan.vlm.family.decoder_call(args, kwargs)
+        batch = self.plan.vlm.batch
+        begins = held == (batch.held if batch is not None else 0)
         if isinstance(self.plan.at, str) and self.plan.at == "last":
             positions = torch.full((examples, 1), held + tokens - 1)
-        elif held == 0:
-            positions = self.prompt = token_positions(self.plan.vlm, self.plan.at, examples, tokens)
+        elif begins:
+            positions = self.prompt = token_positions(self.plan.vlm, self.plan.at, examples, held + tokens)
+            if before := positions[(positions >= 0) & (positions < held)].tolist():
+                raise ValueError(f"at: token {before[0]} is one of a prefix of {held} that was run before; run prompts whole")
         else:
             positions = self.prompt if self.prompt is not None and len(self.prompt) == examples else torch.full((examples, 1), -1)
         local = torch.where((positions >= held) & (positions < held + tokens), positions - held, -1)
@@ -216,7 +221,7 @@ class _Run:
         self.local = local.to(self.plan.vlm.device) if reads else None
         self.step, self.pictures = self.pictures or Step(), None
         self.step.positions = torch.where(local >= 0, positions, -1) if reads else None
-        if held == 0:
+        if begins:
             self.got.prompt = self.step
 
     def finish(self, module: nn.Module, args: tuple, output: Any) -> None:

@@ -56,8 +56,7 @@ def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, new_token
 
     examples: from `shared_pictures`.
     Returns the batch of whole prompts, prefix and rest each left-padded (so there may be padding between them), without the
-    picture tensors, its spans those of the prompts before they were cut; the cache of the prefixes, one row per prompt; and the
-    number of tokens that it holds.
+    picture tensors; the cache of the prefixes, one row per prompt; and the number of tokens that it holds.
     """
     pictures, which = vlm.pictures(examples)
     whole = vlm.assemble(examples, pictures, which, system)
@@ -110,9 +109,9 @@ def _prefill(
     index = torch.tensor(which, device=vlm.device)
     _repeat(cache, which, rest["input_ids"].shape[1] + new_tokens)
     joined = {name: torch.cat([value.index_select(value.ndim - 2, index), rest[name]], dim=-1) for name, value in prefix.items()}
-    rows = [row for row, _ in pieces]
-    batch = Batch(joined, [whole.spans[row] for row in rows], [whole.examples[row] for row in rows], which)
-    return batch, cache, prefix["input_ids"].shape[1]
+    held, length = prefix["input_ids"].shape[1], joined["input_ids"].shape[1]
+    spans = [whole.spans[row].parted(held, end, length) for row, end in pieces]
+    return Batch(joined, spans, [whole.examples[row] for row, _ in pieces], which, held), cache, held
 
 
 def _repeat(cache: DynamicCache, rows: list[int], room: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,25 @@ class Spans:
         """All parts by name; together they are every token that is not padding, once."""
         return {part: getattr(self, part) for part in PARTS}
 
+    def parted(self, before: int, end: int, length: int) -> Spans:
+        """The same prompt, its picture ending before token `before`, and what follows, up to `end` as it was, before `length`.
+
+        What questions about a picture share, and what they don't, may each be padded on the left (`prefix.prefill`).
+        """
+        after = int(self.vision[-1]) + 1
+
+        def moved(place: int) -> int:
+            return place + (before - after if place < after else length - end)
+
+        return replace(
+            self,
+            vision=self.vision + before - after,
+            start=moved(self.start),
+            length=length,
+            beside=[moved(place) for place in self.beside],
+            tokens=[(moved(place), offset) for place, offset in self.tokens if place < end],
+        )
+
     def word(self, word: str, occurrence: int = 0, part: str = "user") -> Int[Tensor, " token"]:
         """Every sub-token of a word or phrase, matched whole and without regard to case.
 
@@ -111,8 +130,7 @@ class Spans:
             raise KeyError(f"words are looked for in {', '.join(map(repr, self.ranges))}, not in {part!r}")
         low, high = self.ranges[part]
         text = self.text[low:high]
-        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)"
-        found = list(re.finditer(pattern, text, re.IGNORECASE)) if word.strip() else []
+        found = occurrences(text, word)
         if not -len(found) <= occurrence < len(found):
             there = list(dict.fromkeys(re.findall(r"\w+(?:'\w+)?", text)))
             near = difflib.get_close_matches(word, there, n=1)
@@ -149,6 +167,12 @@ class Spans:
         if self.grid is None:
             raise ValueError(f"the {len(self.vision)} vision tokens of {self.example!r} have no grid")
         return self.grid
+
+
+def occurrences(text: str, words: str) -> list[re.Match[str]]:
+    """Where a word or phrase stands in a text, whole and without regard to case and width of gaps."""
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?!\w)"
+    return list(re.finditer(pattern, text, re.IGNORECASE)) if words.strip() else []
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -41,12 +41,14 @@ class Batch:
     """Left-padded model inputs, with where everything is in each row.
 
     inputs: what the model's forward takes. spans, examples: one per row. which: row i shows the which[i]-th distinct picture.
+    held: how many of its tokens a cache holds before the first run (`prefix.prefill`), 0 for whole prompts.
     """
 
     inputs: dict[str, Tensor]
     spans: list[Spans]
     examples: list[Example]
     which: list[int]
+    held: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
