@@ -169,6 +169,17 @@ def test_a_lab_model_named_in_the_code_counts(root):
     assert set(due.statuses(root)["a"].parts["data"]) == {"lab-toy", "lab-toy-2"}
 
 
+@pytest.mark.parametrize("value", ["lab-toy-2 lab-toy", "vanilla=lab-toy-2 last=lab-toy", "lab-toy-2"])
+def test_every_lab_model_of_a_parameter_with_several_counts(root, value):
+    (root / "data/lab/lab-toy-2").mkdir()
+    (root / "data/lab/lab-toy-2/config.json").write_text("{}")
+    rewrite(root / "papermill_runs.yaml", "org/real", value)
+    before = hashes(root)
+    assert "lab-toy-2" in due.statuses(root)["b"].parts["data"]
+    (root / "data/lab/lab-toy-2/config.json").write_text("{ }")
+    assert hashes(root)["b"] != before["b"] and hashes(root)["a"] == before["a"]
+
+
 def test_a_failed_attempt_is_told_until_something_changes(root):
     status = due.statuses(root)["a"]
     left = root / "data" / "runs" / "a" / "failed"

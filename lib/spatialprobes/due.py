@@ -152,7 +152,8 @@ def _named_data(root: Path, run: Run, notebook: Path) -> dict[str, str]:
     A model named by hub id or kept outside the checkout is told by its name and revision alone: hashing it would mean reading it.
     """
     defaults = {name: parameter.default for name, parameter in read_parameters(notebook).items()}
-    values = set(_texts({**defaults, **run.parameters}))
+    texts = set(_texts({**defaults, **run.parameters}))
+    values = texts | {word for text in texts for word in re.split(r"[\s=]+", text)}  # several by blanks, or label=model
     lab = paths.lab_folder(root)
     models = [folder.name for folder in sorted(lab.iterdir()) if (folder / "config.json").is_file()] if lab.is_dir() else []
     code = "\n".join(source for kind, source, tags in _cells(notebook) if kind == "code" and "parameters" not in tags)
