@@ -52,19 +52,14 @@ def parse(text: str) -> list[Scale]:
 
 
 def samples_of(label: str) -> int | None:
-    """The samples that a label says: 0 for vanilla, 12800, 80k, 1.5m; None where it says none.
-
-    Raises ValueError for a fraction of a sample.
-    """
+    """The samples that a label says: 0 for vanilla, 12800, 80k, 1.5m; None where it says none, or a part of one."""
     if label == "vanilla":
         return 0
     if not (found := re.fullmatch(r"(\d+)(?:\.(\d+))?([km]?)", label, flags=re.IGNORECASE)):
         return None
     whole, fraction, unit = found[1], found[2] or "", UNITS[found[3].lower()]
     samples, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
-    if rest:
-        raise ValueError(f"{label!r} is no whole number of samples")
-    return samples
+    return None if rest else samples
 
 
 def ordered(labels: Iterable[str]) -> list[str]:

@@ -12,7 +12,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -43,23 +45,28 @@ def read_npy(path: str | Path, max_bytes: int = MAX_BYTES) -> Shaped[np.ndarray,
         return _array(file, str(path), max_bytes)[0]
 
 
-def read_npz(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Shaped[np.ndarray, " *shape"]]:
-    """The arrays of a .npz file by name. Raises as `read_npy`; the bound is on all of them together."""
-    path, found, left = _existing(path), {}, max_bytes
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                key = member.filename.removesuffix(".npy")
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError(f"{path}: {key}: packed in a way that NumPy does not use")
-                if key in found:
-                    raise ValueError(f"{path}: {key} stands twice")
-                with archive.open(member) as file:
+def read_npz(
+    path: str | Path, max_bytes: int = MAX_BYTES, only: Container[str] | None = None
+) -> dict[str, Shaped[np.ndarray, " *shape"]]:
+    """The arrays of a .npz file by name, or those in `only`. Raises as `read_npy`; the bound is on all of them together."""
+    found, left = {}, max_bytes
+    with _opened(path) as members:
+        for key, open_member in members.items():
+            if only is None or key in only:
+                with open_member() as file:
                     found[key], size = _array(file, f"{path}: {key}", left)
                     left -= size
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable .npz file: {error}") from error
     return found
+
+
+def headers_npz(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each array of a .npz file, objects included, read from their headers alone. Raises as `read_npz`."""
+    found = {}
+    with _opened(path) as members:
+        for key, open_member in members.items():
+            with open_member() as file:
+                found[key] = _described(file, f"{path}: {key}")
+    return {key: (shape, dtype) for key, (shape, _, dtype) in found.items()}
 
 
 def write_npy(path: str | Path, array: Shaped[np.ndarray, " *shape"]) -> Path:
@@ -69,19 +76,38 @@ def write_npy(path: str | Path, array: Shaped[np.ndarray, " *shape"]) -> Path:
     return write_atomically(path, buffer.getvalue())
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, Shaped[np.ndarray, " *shape"]]) -> Path:
-    """Write a .npz file, uncompressed as `numpy.savez` does; the same arrays give the same bytes. Raises as `write_npy`."""
+def write_npz(path: str | Path, arrays: Mapping[str, Shaped[np.ndarray, " *shape"]], packed: bool = False) -> Path:
+    """Write a .npz file as `numpy.savez` does, packed as `numpy.savez_compressed`; the same arrays give the same bytes.
+
+    Raises as `write_npy`.
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    save = np.savez_compressed if packed else np.savez
+    save(buffer, allow_pickle=False, **arrays)
     return write_atomically(path, buffer.getvalue())
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
+    """How to open each array of a .npz file. Raises ValueError for what NumPy does not write, and for what breaks while open."""
+    path, found = _existing(path), {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                key = member.filename.removesuffix(".npy")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{path}: {key}: packed in a way that NumPy does not use")
+                if key in found:
+                    raise ValueError(f"{path}: {key} stands twice")
+                found[key] = partial(archive.open, member)
+            yield found
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable .npz file: {error}") from error
 
 
 def _array(file: IO[bytes], name: str, max_bytes: int) -> tuple[Shaped[np.ndarray, " *shape"], int]:
     """The array and its bytes."""
-    try:
-        shape, by_column, dtype = _header(file)
-    except MALFORMED as error:
-        raise ValueError(f"{name}: not a NumPy array: {str(error)[:200]}") from error
+    shape, by_column, dtype = _described(file, name)
     if dtype.hasobject:
         raise ValueError(f"{name}: holds objects, which only a pickle could give back; save numbers")
     if dtype.itemsize == 0 or dtype.subdtype:
@@ -97,6 +123,14 @@ def _array(file: IO[bytes], name: str, max_bytes: int) -> tuple[Shaped[np.ndarra
         return np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C").copy(), size
     except ValueError as error:  # more dimensions than there are, or an empty array too wide for them
         raise ValueError(f"{name}: shape {shape}: {error}") from error
+
+
+def _described(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """As `_header`; raises ValueError naming the array."""
+    try:
+        return _header(file)
+    except MALFORMED as error:
+        raise ValueError(f"{name}: not a NumPy array: {str(error)[:200]}") from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
