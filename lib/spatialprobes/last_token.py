@@ -41,7 +41,10 @@ def steered_words(
 
 
 def _can_branch(vlm: VLM) -> bool:
-    """Whether copies of a token can share a cache: keys and values of all earlier tokens, and no one who looks at the runs."""
+    """Whether copies of a token can share a cache: it holds keys and values of all earlier tokens, and no one looks at the runs.
+
+    Not so of states of linear attention and of sliding windows, and not proved of models that were discovered.
+    """
     if not vlm.family.shares_prefix or vlm.whole_prompts or vlm.family.edits_hidden(vlm.model):
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=vlm.model.config).layers)
