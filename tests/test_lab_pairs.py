@@ -11,10 +11,10 @@ from scipy import stats as scipy_stats
 
 from spatialprobes.examples import Object
 from spatialprobes.images import open_image
-from spatialprobes.pairs import CATEGORIES, GROUPS, OPPOSITE, SIGN
+from spatialprobes.pairs import CATEGORIES, GROUPS, OPPOSITE, SIGN, named
 from spatialprobes.worlds import lab_language as language
 from spatialprobes.worlds.lab import COLOURS, scene
-from spatialprobes.worlds.lab_pairs import correlation, differences, lab_pairs, lab_quads, named
+from spatialprobes.worlds.lab_pairs import correlation, differences, lab_pairs, lab_quads
 from spatialprobes.worlds.lab_questions import DEPTH_SEPARATION, SEPARATION, World, apart
 from spatialprobes.worlds.lab_questions import GROUPS as QUESTIONS
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from spatialprobes.examples import Example
+from spatialprobes.examples import Example, Object
 from spatialprobes.images import open_image
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ class Quad:
     @property
     def cluster(self) -> str:
         return self.vertical.cluster
+
+
+def named(example: Example, role: str) -> Object | None:
+    """The object that the example's word in a role ("subject", "reference") stands for: by its name, or by the only one that has
+    all of its words ("cross", "red one"). None where there is no such object, or more than one."""
+    words = str(example.meta.get(role) or "")
+    same = [thing for thing in example.objects if thing.name == words]
+    if not same:
+        wanted = {word for word in words.lower().split() if word not in ("a", "an", "the", "one")}
+        same = [thing for thing in example.objects if wanted and wanted <= set(thing.name.lower().split())]
+    return same[0] if len(same) == 1 else None
 
 
 def first_of_each(pairs: Iterable[Pair], count: int) -> list[Pair]:

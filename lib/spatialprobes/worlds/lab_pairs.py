@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import pandas as pd
 
-from spatialprobes.examples import Example, Object
-from spatialprobes.pairs import CATEGORIES, GROUP_OF, GROUPS, SIGN, Pair, Quad
+from spatialprobes.pairs import CATEGORIES, GROUP_OF, GROUPS, SIGN, Pair, Quad, named
 from spatialprobes.seeds import check_seed
 from spatialprobes.stats import bootstrap
 from spatialprobes.worlds import lab_questions as questions
@@ -134,17 +133,6 @@ def correlation(quads: Sequence[Quad], *, n: int = 2000, seed: int = 0) -> pd.Da
         (estimate,), drawn = _pearson(x, y, np.ones((1, len(x)))), _pearson(x, y, weights[:, clusters])
         rows.append((measure, estimate, *np.nanquantile(drawn, [0.025, 0.975]), len(x), clusters.max() + 1))
     return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high", "n", "clusters"])
-
-
-def named(example: Example, role: str) -> Object | None:
-    """The object that the example's word in a role ("subject", "reference") stands for: by its name, or by the only one that has
-    all of its words ("cross", "red one"). None where there is no such object, or more than one."""
-    words = str(example.meta.get(role) or "")
-    same = [thing for thing in example.objects if thing.name == words]
-    if not same:
-        wanted = {word for word in words.lower().split() if word not in ("a", "an", "the", "one")}
-        same = [thing for thing in example.objects if wanted and wanted <= set(thing.name.lower().split())]
-    return same[0] if len(same) == 1 else None
 
 
 def _pearson(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], weights: Int[np.ndarray, "draws n"]) -> np.ndarray:
