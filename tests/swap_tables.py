@@ -136,7 +136,7 @@ def emerging(scales=SCALES):
 
 
 def effects(layers=8, strengths=(0.5, 1.0, 2.0)):
-    sizes = {"toward": -0.2, "against": 1.0, "remove": 0.4, "random": 0.06, "other_group": 0.12}
+    sizes = {"toward": 1.0, "against": -0.2, "remove": 0.4, "random": 0.06, "other_group": 0.12}
     rows = []
     for group, peak in PEAK.items():
         for layer, value in enumerate(_rise(layers, peak)):

@@ -44,8 +44,7 @@ def consistency(frame: pd.DataFrame, *, measure: str = "group", variant: str = "
     titles = {}
     for name in names:
         own = rows[(rows["of"] == name) & (rows["control"] == "none")]
-        doubt = "reliable" in rows.columns and (own["reliable"] == False).any()  # noqa: E712 (None where nothing is known)
-        titles[name] = f"{name}{', unreliable' if doubt else ''}{_size(own)}"
+        titles[name] = looks.sized(f"{name}{', unreliable' if looks.doubted(own).any() else ''}", own)
     look = {name: looks.LOOKS[name] for name in names}
     return _by_layer(rows.assign(panel=rows["of"]), plot, look, titles, f"{MEASURES.get(measure, ('', measure))[1]}", width)
 
@@ -72,7 +71,7 @@ def alignment(
     titles = {}
     for name in names:
         own = rows[(rows["measure"] == name) & (rows["control"] == "none")]
-        titles[name] = f"{MEASURES.get(name, (name,))[0]}{_size(own)}"
+        titles[name] = looks.sized(MEASURES.get(name, (name,))[0], own)
     look = dict.fromkeys(names, ("#000000", "o"))
     label = "cosine, vertical × distance"
     return _by_layer(rows.assign(panel=rows["measure"]), plot, look, titles, label, width)
@@ -88,16 +87,12 @@ def probe(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     need(frame, ("layer", "group", "control", "estimate", "low", "high", "chance", "n"), plot)
     looks.once(frame, plot, ("group", "control", "layer"))
     names = looks.known(frame, plot, "group", GROUPS)
-    titles = {name: name + _size(frame[(frame["group"] == name) & (frame["control"] == "none")]) for name in names}
+    titles = {name: looks.sized(name, frame[(frame["group"] == name) & (frame["control"] == "none")]) for name in names}
     look = {name: looks.LOOKS[name] for name in names}
     figure = _by_layer(frame.assign(panel=frame["group"]), plot, look, titles, "accuracy of the probe (share)", width)
     for ax in figure.axes:
         ax.set_ylim(-0.02, 1.02)
     return figure
-
-
-def _size(own: pd.DataFrame) -> str:
-    return f"  (n = {looks.counts(own['n'])})" if len(own) else ""
 
 
 def _by_layer(
@@ -143,6 +138,7 @@ def accuracy(frame: pd.DataFrame, *, by: str = "generate", width: str = "two") -
     plot = "swap.accuracy"
     need(frame, ("group", "category", "member", "by", "estimate", "low", "high", "chance", "n", "unparsed"), plot)
     rows = looks.once(looks.pick(frame, plot, by=by), plot, ("group", "category", "member"))
+    rows = rows.assign(doubted=looks.doubted(rows))
     groups = looks.known(rows, plot, "group", GROUPS)
     looks.known(rows, plot, "category", ("", *CATEGORIES))
     looks.known(rows, plot, "member", MEMBERS)
@@ -155,10 +151,11 @@ def accuracy(frame: pd.DataFrame, *, by: str = "generate", width: str = "two") -
                 tint = looks.LOOKS[category][0] if category else GREY
                 for row in part.itertuples():
                     _bar(ax, row, left + 0.27 * (MEMBERS.index(row.member) - 1), tint)
-                ticks[left] = f"{category or 'all ' + group}\nn = {looks.counts(part['n'])}\n{_unparsed(part)}"
+                words = [category or f"all {group}", f"n = {looks.counts(part['n'])}", _unparsed(part)]
+                ticks[left] = ("\n" if width == "two" else ", ").join(filter(None, words))
                 left += 1
         left += 0.5
-    ax.set_xticks(list(ticks), list(ticks.values()), fontsize=6.5, parse_math=False)
+    ax.set_xticks(list(ticks), list(ticks.values()), fontsize=6.5, rotation=0 if width == "two" else 90)
     ax.tick_params(axis="x", length=0)
     ax.set_ylim(0, 1.02)
     ax.set_ylabel("share right (95% interval)")
@@ -170,8 +167,8 @@ def accuracy(frame: pd.DataFrame, *, by: str = "generate", width: str = "two") -
     ]
     if rows["chance"].notna().any():
         handles.append(looks.handle("chance", "black", dashes=(0, (2, 1)), linewidth=1.1))
-    if "reliable" in rows.columns and (rows["reliable"] == False).any():  # noqa: E712 (None where nothing is known)
-        handles.append(Patch(facecolor="white", edgecolor="black", hatch="/////", label="category not reliable"))
+    if rows["doubted"].any():
+        handles.append(Patch(facecolor="white", edgecolor="black", hatch="/////", label="not reliable"))
     if rows["estimate"].isna().any():
         handles.append(looks.handle("no estimate", GREY, "x", "none"))
     looks.legend(ax.figure, handles)
@@ -183,11 +180,11 @@ def _bar(ax: Axes, row, x: float, tint: str) -> None:
         ax.plot([x], [0.02], "x", color=GREY, markersize=4)
         return
     face = {"original": tint, "swapped": _paler(tint), "both": "white"}[row.member]
-    hatch = "/////" if getattr(row, "reliable", None) in (False, np.False_) else None
+    hatch = "/////" if row.doubted else None
     ax.bar([x], [row.estimate], 0.25, facecolor=face, edgecolor=tint if hatch is None else "#333333", hatch=hatch, linewidth=0.8)
     ax.vlines([x] * 2, [row.low] * 2, [row.high] * 2, color=["white", "black"], linewidth=[2.2, 0.9])  # seen on dark bars too
     if not np.isnan(row.chance):
-        look = {"color": ["white", "black"], "linewidth": [2.4, 1.1], "linestyle": ["-", (0, (2, 1))]}
+        look = {"color": ["white", "black"], "linewidth": [1.9, 1.1], "linestyle": ["-", (0, (2, 1))]}
         ax.hlines([row.chance] * 2, [x - 0.125] * 2, [x + 0.125] * 2, **look)
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("layer", "group", "kind", "strength", "measure", "estimate", "low", "high", "n")
 KINDS: dict[str, tuple[str, str, Any, str]] = {  # colour, mark, dashes, what it is
-    "toward": ("#000000", "o", "-", "toward the answer"),
-    "against": ("#B03A8C", "D", "-", "against the answer"),
+    "toward": ("#B03A8C", "D", "-", "toward the opposite answer"),
+    "against": ("#000000", "o", "-", "away from the opposite answer"),
     "remove": ("#7A7A00", "s", "-", "direction removed"),
     "random": ("#8A8A8A", "", (0, (1, 1.2)), "random, equal norm"),
     "other_group": ("#8A8A8A", "", (0, (4, 1.5)), "another group's direction"),
@@ -54,7 +54,7 @@ def curves(frame: pd.DataFrame, *, measure: str = "flip_rate", strength: float |
                 looks.by_layer(ax, own, tint, layers, mark=mark, dashes=dashes, size=looks.mark_size(layers))
         looks.layer_axis(ax, layers)
         looks.none_here(ax, part)
-        ax.set_title(f"{group}  (n = {looks.counts(part['n'])})")
+        ax.set_title(looks.sized(group, part))
     _finish(figure, axes, rows, measure, kinds, width, [] if strength is None else [f"strength {strength:g}"])
     return figure
 
@@ -86,7 +86,7 @@ def strengths(frame: pd.DataFrame, *, measure: str = "flip_rate", layer: int | s
             ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("strength (× mean difference)")
         looks.none_here(ax, part)
-        ax.set_title(f"{group}  (n = {looks.counts(part['n'])})" if len(part) else group)
+        ax.set_title(looks.sized(group, part))
     _finish(figure, axes, rows, measure, kinds, width, [looks.layer_name(chosen[0])])
     return figure
 

@@ -74,6 +74,19 @@ def known(frame: pd.DataFrame, plot: str, column: str, legal: Iterable[str]) -> 
     return [name for name in legal if name in found]
 
 
+def doubted(frame: pd.DataFrame) -> pd.Series:
+    """True where the table says that a category is not reliable; not where it says nothing."""
+    if "reliable" not in frame.columns:
+        return pd.Series(False, index=frame.index)
+    return ~frame["reliable"].astype("boolean").fillna(True).astype(bool)
+
+
+def sized(name: str, rows: pd.DataFrame) -> str:
+    """A name with the n of its estimates (of all rows, where there is none)."""
+    there = rows[rows["estimate"].notna()]
+    return f"{name}  (n = {counts((there if len(there) else rows)['n'])})" if len(rows) else name
+
+
 def ordered_layers(layers: Iterable[Any], plot: str) -> list[str]:
     """The layers as text, in the order of the model: 0, 1, ..., then "norm". Raises ValueError for what is no layer."""
     found = {str(layer) for layer in layers}
@@ -119,10 +132,11 @@ def line(
     size: float = 3.5,
     filled: np.ndarray | None = None,
     band: float = 0.18,
+    aside: float = 0.0,
 ) -> None:
     """`estimate` of the rows at x, with its interval as a band (as a bar, where a point stands alone); NaN is a gap.
 
-    filled: which marks are solid; the others are hollow. None: all.
+    filled: which marks are solid; the others are hollow. None: all. aside: how far to the right a point that stands alone is.
     """
     y, low, high = (rows[name].to_numpy(dtype=float) for name in ("estimate", "low", "high"))
     filled = np.ones(len(y), dtype=bool) if filled is None else np.asarray(filled, dtype=bool)
@@ -130,8 +144,11 @@ def line(
     beside = np.r_[there[1:], False] | np.r_[False, there[:-1]]
     ax.fill_between(x, np.where(there, low, np.nan), np.where(there, high, np.nan), color=tint, alpha=band, linewidth=0)
     if (alone := there & ~beside).any():
-        ax.vlines(x[alone], low[alone], high[alone], color=tint, linewidth=1.1)
-    ax.plot(x, y, color=tint, linestyle=dashes)
+        x = np.where(alone, x + aside, x)
+        ax.vlines(x[alone], low[alone], high[alone], color=tint, linewidth=1.1, linestyle=dashes)
+        if not mark:
+            ax.plot(x[alone], y[alone], "_", color=tint, markersize=4)
+    ax.plot(x, y, color=tint, linestyle=dashes, linewidth=1.4 if size > 3 else 1.0)
     if mark:
         ax.plot(x, np.where(filled, y, np.nan), mark, color=tint, markersize=size, markeredgewidth=0.9)
         if not filled[there].all():
@@ -161,8 +178,8 @@ def layer_axis(ax: Axes, layers: Sequence[str], most: int = 6) -> None:
     """Numbers of layers below, a line at 0, and a dotted line before what comes after the final norm."""
     x = places(layers)
     numbers = [int(layer) for layer in layers if layer != "norm"]
-    ticks = [int(t) for t in MaxNLocator(most, integer=True).tick_values(min(numbers), max(numbers))] if numbers else []
-    ticks = [tick for tick in ticks if min(numbers) <= tick <= max(numbers)] or sorted({*numbers[:1], *numbers[-1:]})
+    between = MaxNLocator(most, integer=True).tick_values(min(numbers), max(numbers)) if len(numbers) > 1 else numbers
+    ticks = sorted({int(tick) for tick in between if min(numbers) <= tick <= max(numbers)})
     labels = [str(tick) for tick in ticks]
     if "norm" in x:
         if numbers:
@@ -171,18 +188,23 @@ def layer_axis(ax: Axes, layers: Sequence[str], most: int = 6) -> None:
                 ticks, labels = ticks[:-1], labels[:-1]
         ticks, labels = [*ticks, x["norm"]], [*labels, "norm"]
     ax.set_xticks(ticks, labels)
-    span = max(x.values()) - min(x.values())
-    ax.set_xlim(min(x.values()) - (0.04 * span or 1), max(x.values()) + (0.04 * span or 1))
+    beside = 0.04 * _span(layers) if len(x) > 1 else 1.0
+    ax.set_xlim(min(x.values()) - beside, max(x.values()) + beside * (2 if "norm" in x else 1))
     ax.set_xlabel("layer (0: input)")
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.grid(axis="y")
 
 
+def _span(layers: Sequence[str]) -> float:
+    """Length of the axis of layers; of one layer alone, the room around it."""
+    return max(places(layers).values()) - min(places(layers).values()) or 2.0
+
+
 def controls(ax: Axes, rows: pd.DataFrame, layers: Sequence[str]) -> None:
     """The controls of a panel, grey and under what is measured."""
-    for name, (tint, dashes, _) in CONTROLS.items():
+    for place, (name, (tint, dashes, _)) in enumerate(CONTROLS.items()):
         if len(part := rows[rows["control"] == name]):
-            by_layer(ax, part, tint, layers, dashes=dashes, band=0.15)
+            by_layer(ax, part, tint, layers, dashes=dashes, band=0.15, aside=(place + 1) * 0.02 * _span(layers))
 
 
 def mark_size(layers: Sequence[str]) -> float:
@@ -219,13 +241,15 @@ def gap_handles(frame: pd.DataFrame) -> list[Line2D]:
     return [handle(f"gap: no estimate ({missing} of {len(frame)})", dashes="none")] if missing else []
 
 
-def legend(figure: Figure, handles: list[Artist], title: str | None = None) -> None:
-    """Above the panels, as many entries beside one another as there is room for; names are words, never formulas."""
+def legend(figure: Figure, handles: list[Artist], title: str | None = None, most: int = 6) -> None:
+    """Above the panels, as many entries beside one another as there is room for, or `most`; names are words, never formulas."""
     room = 72 * figure.get_figwidth() - 12  # points
     for handle in handles:
         handle.set_label(fill(handle.get_label(), int((room - HANDLE) / LETTER)))
     widths = [HANDLE + LETTER * max(map(len, handle.get_label().split("\n"))) for handle in handles]
-    columns = next(n for n in range(min(6, len(handles)), 0, -1) if n == 1 or _needed(widths, n) <= room)
+    columns = next(n for n in range(min(most, len(handles)), 0, -1) if n == 1 or _needed(widths, n) <= room)
+    lines = -(-sum(handle.get_label().count("\n") + 1 for handle in handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * max(0, lines - 2))  # so that the panels keep theirs
     look = {"handletextpad": 0.5, "columnspacing": 1.4, "title": title, "title_fontsize": 7.5}
     for text in figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look).get_texts():
         text.set_parse_math(False)

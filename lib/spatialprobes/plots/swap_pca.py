@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from spatialprobes.pairs import CATEGORIES
-from spatialprobes.plots import need, new_figure, panels
+from spatialprobes.plots import GREY, need, new_figure, panels
 from spatialprobes.plots import swap_looks as looks
 
 if TYPE_CHECKING:
@@ -42,8 +42,11 @@ def plane(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
     parts, left_out = _panels(frame, plot, kind, layers, 2)
     across = _across(frame, parts, width)
     figure = new_figure(width, 0.65 + ((6.9 if width == "two" else 3.2) / across + 0.1) * -(-len(parts) // across))
+    figure.get_layout_engine().set(h_pad=0.08)  # inches: a label of one line of panels and a title of the next are close
     for ax, (title, part, limits) in zip(panels(figure, len(parts), across), parts, strict=True):
         _marks(ax, part, ("pc1", "pc2"))
+        if part.empty:
+            ax.text(0.5, 0.5, "nothing varies", transform=ax.transAxes, ha="center", va="center", color=GREY)
         ax.set(xlim=limits[0], ylim=limits[1])
         ax.set_aspect("equal", adjustable="box")
         ax.set_title(title, parse_math=False)
@@ -51,7 +54,7 @@ def plane(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
             axis.set_label_text(_label(part, number))
             axis.set_major_locator(MaxNLocator(4))
         ax.grid()
-    looks.legend(figure, _handles(parts, left_out), KINDS.get(kind, kind))
+    looks.legend(figure, _handles(parts, left_out), KINDS.get(kind, kind), most=4)
     return figure
 
 
@@ -68,14 +71,15 @@ def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
         ax.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
         ax.set_title(title, parse_math=False, pad=0)
         ax.view_init(elev=22, azim=-60)
-        ax.set_box_aspect((1, 1, 1), zoom=1.0)
-        for axis, number in ((ax.xaxis, 1), (ax.yaxis, 2), (ax.zaxis, 3)):
-            axis.set_label_text(_label(part, number), fontsize=6)
-            axis.labelpad = -8
+        ax.set_box_aspect((1, 1, 1), zoom=0.88)
+        for axis, number, pad in ((ax.xaxis, 1, -3), (ax.yaxis, 2, -1), (ax.zaxis, 3, -6)):
+            axis.set_label_text(_label(part, number, ""), fontsize=6.5)
+            axis.set_rotate_label(number == 3)  # along a slanted axis it would lie across the numbers
+            axis.labelpad = pad
             axis.set_major_locator(MaxNLocator(4))
             axis.set_tick_params(labelsize=5.5, pad=-3)
             axis.pane.set_facecolor("white")
-    looks.legend(figure, _handles(parts, left_out), KINDS.get(kind, kind))
+    looks.legend(figure, _handles(parts, left_out), f"{KINDS.get(kind, kind)} (axes: share of variance)", most=4)
     return figure
 
 
@@ -88,18 +92,17 @@ def _panels(
     """What each panel shows, and how many rows have no component."""
     rows = looks.pick(frame, plot, kind=kind)
     looks.known(rows, plot, "category", CATEGORIES)
-    rows = rows.assign(layer=rows["layer"].astype(str))
-    several = "scale" in rows.columns
-    there = looks.ordered_layers(rows["layer"], plot)
-    if several and layers is None:
-        layers = [there[len(there) // 2]]
-    chosen = looks.chosen_layers(rows, plot, layers, most)
     names = [f"pc{i + 1}" for i in range(dimensions)]
+    rows = rows.assign(layer=rows["layer"].astype(str), whole=np.isfinite(rows[names].to_numpy(dtype=float)).all(axis=1))
+    several = "scale" in rows.columns
+    if not rows["whole"].any():
+        raise ValueError(f"{plot}: no row of kind {kind!r} has {dimensions} components; do the states vary?")
+    if layers is None:  # at layer 0 the last token of a prompt is one and the same: nothing varies there
+        there = looks.ordered_layers(rows.loc[rows["whole"], "layer"], plot)
+        layers = [there[len(there) // 2]] if several else looks.chosen_layers(rows[rows["whole"]], plot, None, most)
+    chosen = looks.chosen_layers(rows, plot, layers, most)
     rows = rows[rows["layer"].isin(chosen)]
-    whole = np.isfinite(rows[names].to_numpy(dtype=float)).all(axis=1)
-    if not whole.any():
-        raise ValueError(f"{plot}: every row of layer {', '.join(chosen)} has a NaN component")
-    left_out, rows = int((~whole).sum()), rows[whole]
+    left_out, rows = int((~rows["whole"]).sum()), rows[rows["whole"]]
     parts = []
     for layer in chosen:
         at_layer = rows[rows["layer"] == layer]
@@ -145,9 +148,9 @@ def _marks(ax: Axes, part: pd.DataFrame, names: tuple[str, ...]) -> None:
             ax.plot(*points.mean(axis=0)[:, None], mark, color=tint, markersize=7, markeredgecolor="black", markeredgewidth=0.9)
 
 
-def _label(part: pd.DataFrame, number: int) -> str:
+def _label(part: pd.DataFrame, number: int, of: str = " of variance") -> str:
     shares = part[f"share{number}"].dropna().unique()
-    share = f" ({100 * shares[0]:.0f}% of variance)" if len(shares) else ""
+    share = f" ({100 * shares[0]:.0f}%{of})" if len(shares) else ""
     return f"PC{number}{share}"
 
 

@@ -61,7 +61,7 @@ def by_layer(
             looks.by_layer(ax, own, tint, layers, mark=mark, size=looks.mark_size(layers), band=0.12)
         looks.layer_axis(ax, layers)
         looks.none_here(ax, part)
-        ax.set_title(f"{name}  (n = {looks.counts(part.loc[part['control'] == 'none', 'n'])})", parse_math=False)
+        ax.set_title(looks.sized(name, part[part["control"] == "none"]), parse_math=False)
     for ax in axes[::across]:
         ax.set_ylabel(MEASURES.get(measure, ("", measure))[1])
     handles = [looks.handle(scale, *_scale_look(place, len(scales))) for place, scale in enumerate(scales)]
@@ -100,7 +100,7 @@ def trajectory(frame: pd.DataFrame, *, member: str = "both", by: str = "generate
         _samples(ax, rows["samples"])
         ax.set_ylim(-0.02, 1.02)
         whole = part[part["category"] == ""]
-        ax.set_title(f"{group}  (n = {looks.counts((whole if len(whole) else part)['n'])})")
+        ax.set_title(looks.sized(group, whole if len(whole) else part))
     for ax in axes[::across]:
         ax.set_ylabel({"both": "share with both right"}.get(member, f"share of {member} questions right"))
     handles = [looks.handle(name or "all of a group", *_category_look(name)) for name in found]
@@ -141,7 +141,7 @@ def emergence(frame: pd.DataFrame, *, width: str = "two") -> Figure:
                 ax.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (5, 2, 1, 2)))
         ax.axhline(0, color=GREY, linewidth=0.7)
         _samples(ax, rows["samples"])
-        ax.set_title(f"{group}{_at_layer(part, plot)}  (n = {looks.counts(part['n'])})")
+        ax.set_title(looks.sized(f"{group}{_at_layer(part, plot)}", part))
     low = float(np.nanmin([0.0, rows["low"].min()]))
     axes[0].set_ylim(low - 0.04, 1.04)
     for ax in axes[::across]:

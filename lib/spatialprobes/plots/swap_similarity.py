@@ -47,7 +47,7 @@ def matrix(
         many = part.groupby("row")["n_row"].max()
         labels = [f"{one} ({many.get(one, 0):,.0f})" for one in names]
         ax.set_yticks(range(len(names)), labels if place % across == 0 else [])
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(looks.layer_name(name))
