@@ -6,31 +6,29 @@ depth. Knows states and tables; knows nothing of models and figures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from spatialprobes.pairs import CATEGORIES
 from spatialprobes.probes.swap_accuracy import variants
+from spatialprobes.probes.swap_intervals import Estimate, mean_cosine, mean_value, reach, weights
 from spatialprobes.probes.swap_resampling import (
-    LEAST_CLUSTERS,
     check_m,
     coded,
     coin_flips,
     label_shuffles,
-    levels,
     share_at_least,
     standing,
     summed,
     units,
-    weights,
     with_q,
 )
 from spatialprobes.probes.swap_states import States
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
 COLUMNS = [
     "layer", "variant", "measure", "definition", "control", "estimate", "low", "high", "p", "q", "n", "clusters", "p_pairing"
@@ -38,6 +36,7 @@ COLUMNS = [
 MEASURES = ("per_sample_mean", "mean_delta_alignment")
 DEFINITIONS = ("corrected", "as_published")
 PUBLISHED_SHUFFLES = 100
+NORMAL = 1.959963984540054  # the 97.5th percentile, for which `reach` stands where clusters are few
 
 
 def alignment(
@@ -51,7 +50,27 @@ def alignment(
 ) -> pd.DataFrame:
     """Cosine of vertical and distance deltas by layer, variant, measure and definition; row i of both states is one quad.
 
-    Columns: layer, variant, measure, definition, control, estimate, low, high, p, q, n, clusters, p_pairing.
+    Columns: layer, variant ("all"; given answers also "both_correct", all four questions right, and "all_with_validity"),
+    measure, definition, control, estimate, low, high, p, q (Benjamini-Hochberg over layers), n (quads whose deltas both stand),
+    clusters, p_pairing. Rows of control "shuffled": the mean of the null of `p`, and its 2.5th and 97.5th percentiles.
+
+    measure: "per_sample_mean", of the quads' cosines, or "mean_delta_alignment", the cosine of the two mean deltas.
+    definition: "corrected" turns deltas so that above and far are positive: the alignment is positive where above goes with far.
+    "as_published" takes deltas as they are, so that an alignment also says which categories occur together and what any two
+    deltas share (the changed wording), and 100 shuffles, so that no p is below 1/101.
+
+    Intervals: cluster bootstrap of n draws (`swap_intervals.mean_value`, `mean_cosine`); NaN with fewer than 5 pictures.
+
+    p, "corrected", of m relabellings, two-sided. per_sample_mean: the sign of each picture's distance deltas is turned at random;
+    the null is that a quad's cosine is as likely as its opposite. mean_delta_alignment: the null is that the mean directions, if
+    there are any, stand at right angles (`_mean_null`; it holds its size in large samples, not exactly).
+    p_pairing, one-sided: the distance deltas are dealt to other quads; the null is that it does not matter to which. It says
+    whether the alignment is of the scene, beyond what the mean directions share: a p_pairing of .5 beside a p of .0001 is an
+    alignment that is the same in all scenes. To the means the pairing is nothing: there p_pairing is NaN and the p of
+    "as_published", which is of the pairing, is 1.
+
+    Raises ValueError for m < 10,000, n < 100, states whose rows are not the same quads or that differ in layers or width, and
+    answers that do not fit.
     """
     check_m(m)
     _check(vertical, distance)
@@ -74,99 +93,95 @@ def alignment(
             for definition in DEFINITIONS:
                 a, b = (np.reshape(sign, (-1, 1)) * x for sign, x in zip(signs[definition], (v, d), strict=True))
                 where = {"layer": layer, "variant": variant, "definition": definition, "n": int(keep.sum()), "clusters": count}
+                quads = _Quads(a[keep], b[keep], codes, count)
                 if count < 2:
                     found = [{"measure": name, "control": control} for name in MEASURES for control in ("none", "shuffled")]
                 elif definition == "corrected":
-                    found = _corrected(a[keep], b[keep], codes, count, m, n, seed)
+                    found = _corrected(quads, m, n, seed)
                 else:
-                    found = _as_published(a[keep], b[keep], codes, count, n, seed)
+                    found = _as_published(quads, PUBLISHED_SHUFFLES, n, seed)
                 rows += [where | row for row in found]
     return with_q(pd.DataFrame(rows, columns=COLUMNS), ["variant", "measure", "definition"])[COLUMNS]
 
 
-def _corrected(a, b, codes, count, m: int, n: int, seed: int) -> list[dict]:
-    """Rows of both measures and their nulls, of sign-corrected deltas that stand."""
-    rows, resampled = np.bincount(codes).astype(float), weights(count, n, seed)
-    cosines = np.sum(units(a) * units(b), axis=1)
-    per_cluster = summed(cosines, codes, count)
-    flipped = np.concatenate([flips @ per_cluster for flips in coin_flips(m, count, seed)]) / len(a)
-    draws = (resampled @ per_cluster) / (resampled @ rows)
-    first = {
-        "p": _two_sided(flipped, cosines.mean()),
-        "p_pairing": share_at_least(_pairings(a, b, codes, m, seed), cosines.mean()),
-    }
-    sums = summed(a, codes, count), summed(b, codes, count)
-    cosine, low, high = mean_cosine(*sums, rows, resampled)
-    null = _mean_null(*sums, rows, m, seed)
-    second = {"p": _two_sided(null, cosine)}
+class _Quads(NamedTuple):
+    """Vertical and distance deltas that stand, a row a quad, and the picture of each."""
+
+    vertical: Float[np.ndarray, "quad width"]
+    distance: Float[np.ndarray, "quad width"]
+    codes: Int[np.ndarray, " quad"]
+    count: int
+
+    def estimates(self, n: int, seed: int) -> tuple[Estimate, Estimate]:
+        """Mean cosine of the quads, and cosine of the mean deltas."""
+        rows, resampled = np.bincount(self.codes).astype(float), weights(self.count, n, seed)
+        return mean_value(self.by_picture(self.cosines()), rows, resampled), mean_cosine(*self.sums(), rows, resampled)
+
+    def cosines(self) -> Float[np.ndarray, " quad"]:
+        return np.sum(units(self.vertical) * units(self.distance), axis=1)
+
+    def sums(self) -> tuple[Float[np.ndarray, "cluster width"], Float[np.ndarray, "cluster width"]]:
+        return self.by_picture(self.vertical), self.by_picture(self.distance)
+
+    def by_picture(self, values):
+        return summed(values, self.codes, self.count)
+
+
+def _corrected(quads: _Quads, m: int, n: int, seed: int) -> list[dict]:
+    """Rows of both measures of sign-corrected deltas, and of their nulls."""
+    first, second = quads.estimates(n, seed)
+    flips = coin_flips(m, quads.count, seed)
+    flipped = np.concatenate([each @ quads.by_picture(quads.cosines()) for each in flips]) / len(quads.codes)
+    turned = _mean_null(quads, m, seed)
+    pairing = share_at_least(_pairings(quads, m, seed), first.estimate)
     return [
-        {"measure": MEASURES[0], "control": "none", "estimate": float(cosines.mean())}
-        | _cut(draws, count, cosines.mean())
-        | first,
-        {"measure": MEASURES[0], "control": "shuffled"} | _null_row(flipped),
-        {"measure": MEASURES[1], "control": "none", "estimate": cosine, "low": low, "high": high} | second,
-        {"measure": MEASURES[1], "control": "shuffled"} | _null_row(null),
+        {"measure": MEASURES[0], "control": "none", **first._asdict(), "p": _two_sided(flipped, first), "p_pairing": pairing},
+        {"measure": MEASURES[0], "control": "shuffled", **_null_row(flipped)},
+        {"measure": MEASURES[1], "control": "none", **second._asdict(), "p": _two_sided(turned, second)},
+        {"measure": MEASURES[1], "control": "shuffled", **_null_row(turned)},
     ]
 
 
-def _as_published(a, b, codes, count, n: int, seed: int) -> list[dict]:
-    """The same of deltas as they are, with 100 shuffles of the pairing; they leave the cosine of the means as it is: its p is 1."""
-    rows, resampled = np.bincount(codes).astype(float), weights(count, n, seed)
-    cosines = np.sum(units(a) * units(b), axis=1)
-    draws = (resampled @ summed(cosines, codes, count)) / (resampled @ rows)
-    paired = _pairings(a, b, codes, PUBLISHED_SHUFFLES, seed)
-    p = share_at_least(paired, cosines.mean())
-    cosine, low, high = mean_cosine(summed(a, codes, count), summed(b, codes, count), rows, resampled)
+def _as_published(quads: _Quads, m: int, n: int, seed: int) -> list[dict]:
+    """The same of deltas as they are, with the study's shuffles of the pairing, which leave the cosine of the means as it is."""
+    first, second = quads.estimates(n, seed)
+    paired, still = _pairings(quads, m, seed), np.full(m, second.estimate)
     return [
-        {"measure": MEASURES[0], "control": "none", "estimate": float(cosines.mean()), "p": p, "p_pairing": p}
-        | _cut(draws, count, cosines.mean()),
-        {"measure": MEASURES[0], "control": "shuffled"} | _null_row(paired),
-        {"measure": MEASURES[1], "control": "none", "estimate": cosine, "low": low, "high": high, "p": 1.0, "p_pairing": 1.0},
-        {"measure": MEASURES[1], "control": "shuffled", "estimate": cosine, "low": cosine, "high": cosine},
+        {"measure": MEASURES[0], "control": "none", **first._asdict(), "p": share_at_least(paired, first.estimate)},
+        {"measure": MEASURES[0], "control": "shuffled", **_null_row(paired)},
+        {"measure": MEASURES[1], "control": "none", **second._asdict(), "p": share_at_least(still, second.estimate)},
+        {"measure": MEASURES[1], "control": "shuffled", **_null_row(still)},
     ]
 
 
-def mean_cosine(a, b, rows, resampled) -> tuple[float, float, float]:
-    """Cosine of the means of two cluster sums, with its bootstrap interval."""
-    estimate = float(_cosine(a.sum(axis=0), b.sum(axis=0)))
-    cut = _cut(_cosine(resampled @ a, resampled @ b), len(rows), estimate)
-    return estimate, cut["low"], cut["high"]
+def _pairings(quads: _Quads, m: int, seed: int) -> Float[np.ndarray, " shuffle"]:
+    """Mean cosine with the distance deltas dealt to other quads, those of a picture to one that has as many."""
+    index = np.arange(len(quads.codes))
+    cosines = units(quads.vertical) @ units(quads.distance).T
+    return cosines[index, label_shuffles(index.astype(np.int32), quads.codes, m, seed)].mean(axis=1)
 
 
-def _cosine(a, b):
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sum(a * b, axis=-1) / np.sqrt(np.sum(a**2, axis=-1) * np.sum(b**2, axis=-1))
+def _mean_null(quads: _Quads, m: int, seed: int) -> Float[np.ndarray, " shuffle"]:
+    """What the cosine of the means would be about 0: what each picture does to it, with random signs (a wild bootstrap).
+
+    Signs of the distance deltas alone would be the null that they have no mean direction; mean directions at right angles are a
+    null too, for which that is the wrong spread, as it leaves out the noise of the vertical mean. What each picture adds
+    to the product of the two sums, less its share of it, holds for both.
+    """
+    (vertical, distance), rows = quads.sums(), np.bincount(quads.codes)
+    one, other = vertical.sum(axis=0), distance.sum(axis=0)
+    adds = distance @ one + vertical @ other - 2 * (one @ other) * rows / rows.sum()
+    scale = reach(quads.count) / NORMAL / np.sqrt((one @ one) * (other @ other))
+    return np.concatenate([flips @ adds for flips in coin_flips(m, quads.count, seed)]) * scale
 
 
-def _mean_null(a, b, rows, m: int, seed: int):
-    total_a, total_b, n = a.sum(axis=0), b.sum(axis=0), rows.sum()
-    dot = total_a @ total_b
-    influence = (b @ total_a + a @ total_b) - 2 * dot * rows / n
-    scale = np.sqrt((total_a @ total_a) * (total_b @ total_b))
-    return np.concatenate([flips @ influence for flips in coin_flips(m, len(rows), seed)]) / scale
+def _two_sided(null: Float[np.ndarray, " shuffle"], found: Estimate) -> float:
+    return share_at_least(np.abs(null), abs(found.estimate))
 
 
-def _pairings(a, b, codes, m: int, seed: int):
-    """Mean cosine with the distance deltas dealt to other quads, whole pictures among those with as many quads."""
-    cosines = units(a) @ units(b).T
-    index = np.arange(len(a))
-    return cosines[index, label_shuffles(index.astype(np.int32), codes, m, seed)].mean(axis=1)
-
-
-def _two_sided(null, observed: float) -> float:
-    return share_at_least(np.abs(null), abs(observed))
-
-
-def _null_row(null) -> dict[str, float]:
+def _null_row(null: Float[np.ndarray, " shuffle"]) -> dict[str, float]:
     low, high = np.quantile(null, [0.025, 0.975])
     return {"estimate": float(null.mean()), "low": float(low), "high": float(high)}
-
-
-def _cut(draws, count: int, estimate: float) -> dict[str, float]:
-    if count < LEAST_CLUSTERS:
-        return {"low": np.nan, "high": np.nan}
-    low, high = np.quantile(draws, levels(count))
-    return {"low": min(float(low), estimate), "high": max(float(high), estimate)}
 
 
 def _check(vertical: States, distance: States) -> None:
@@ -184,9 +199,9 @@ def _check(vertical: States, distance: States) -> None:
 def similarity(states: States, answers: pd.DataFrame | None = None) -> pd.DataFrame:
     """Cosine of the mean deltas of every two categories, by layer and variant, in both orders and with themselves.
 
-    Columns: layer, variant ("all"; given answers also "both_correct" and "all_with_validity"), row, column, cosine, n_row, n_column
-    (deltas that are finite). Deltas as they are, not sign-corrected: left and right are opposite where the direction is one of
-    place, alike where it is one of wording. NaN for a category without deltas or whose mean is 0.
+    Columns: layer, variant ("all"; given answers also "both_correct" and "all_with_validity"), row, column, cosine, n_row,
+    n_column (deltas that are finite). Deltas as they are, not sign-corrected: left and right are opposite where the direction is
+    one of place, alike where it is one of wording. NaN for a category without deltas or whose mean is 0.
     """
     masks = variants(answers, states.pairs) if answers is not None else {"all": np.ones(len(states), bool)}
     category = states.pairs["category"].to_numpy()

@@ -20,26 +20,24 @@ from scipy.sparse import csr_array
 from spatialprobes.pairs import GROUP_OF, GROUPS, SIGN
 from spatialprobes.probes.swap_accuracy import accuracy, reliable, variants
 from spatialprobes.probes.swap_alignment import alignment, similarity
+from spatialprobes.probes.swap_intervals import cross_cosine, weights
 from spatialprobes.probes.swap_resampling import (
-    LEAST_CLUSTERS,
     check_m,
     coded,
     coin_flips,
     label_shuffles,
-    levels,
     reduced,
     share_at_least,
     sizes,
     standing,
     summed,
     units,
-    weights,
     with_q,
 )
 from spatialprobes.probes.swap_states import Layer, States
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int, Shaped
+    from jaxtyping import Float, Int
 
 __all__ = ["accuracy", "alignment", "consistency", "mean_pairwise_cosine", "similarity", "variants"]
 
@@ -76,23 +74,21 @@ def consistency(
 
     Columns: layer, variant ("all"; given answers also "both_correct" and "all_with_validity"), measure, of (category or group),
     control, estimate, low, high, p, q (Benjamini-Hochberg over layers), n (deltas that stand: finite and not 0), clusters
-    (pictures), reliable (see `swap_accuracy.reliable`; of a group both its categories; missing without answers), upper_triangle and std (the published
-    mean and standard deviation over all pairs of deltas; the latter treats dependent numbers as independent).
+    (pictures), reliable (see `swap_accuracy.reliable`; of a group both its categories; missing without answers), upper_triangle
+    and std (the published mean and standard deviation over all pairs of deltas; such pairs are not independent: no error of it).
     Rows of control "shuffled" hold the mean of the null in `estimate` and its 2.5th and 97.5th percentiles in `low` and `high`.
 
-    Intervals: cluster bootstrap, n draws, expanded percentiles (`swap_resampling.levels`). Two draws of one picture are two
-    pictures alike, not one picture with itself: only a draw's pairs with itself are left out, and the mean direction is first
-    shortened to the length that the estimate says, since the mean of few deltas is too long by their noise (without this, intervals are too wide where there
-    is little or no direction). NaN with fewer than 5 pictures.
+    Intervals: studentised cluster bootstrap of n draws (`swap_intervals.cross_cosine`); NaN with fewer than 5 pictures.
 
-    p: one-sided, of m relabellings, (b + 1) / (m + 1). "within": each picture's deltas change sign at random, so the null is that
-    a delta is as likely as its opposite. It does not exclude a direction that any two deltas share because the wording changed,
-    whatever the relation: that survives here, and shows in a category's number as in its opposite's. "group": the labels left and right (above, under; far, close) are dealt anew to
-    pairs, counts kept, pictures whole: the null is that the category says nothing about the delta. A direction of the wording
-    cancels there where both categories are balanced, and otherwise is in estimate and null alike (the null's mean shows it). It
-    does not exclude that the direction is that of the answer's word rather than of a place.
+    p: one-sided, of m relabellings, (b + 1) / (m + 1). "within": each picture's deltas change sign at random; the null is that a
+    delta is as likely as its opposite. It does not exclude a direction that any two deltas share because the wording changed,
+    whatever the relation: that survives here, in a category's number as in its opposite's. "group": the labels left and right
+    (above, under; far, close) are dealt anew to pairs, counts kept, pictures whole; the null is that the category says nothing
+    about the delta. A direction of the wording cancels there where both categories are balanced, and is in estimate and null
+    alike where they are not (the null's mean shows it). Neither excludes that the direction is the answer's word, not a place.
 
-    Where nothing can be said the numbers are NaN and n says why. Raises ValueError for m < 10,000, n < 100, answers that do not fit the pairs.
+    Where nothing can be said the numbers are NaN and n says why. Raises ValueError for m < 10,000, n < 100, and answers that do
+    not fit the pairs.
     """
     check_m(m)
     masks = variants(answers, states.pairs) if answers is not None else {"all": np.ones(len(states), bool)}
@@ -148,33 +144,13 @@ def _by_layer(deltas, chosen, part: pd.DataFrame, measure: str, m: int, n: int, 
             yield layer, "none", size | published
             yield layer, "shuffled", size
             continue
-        estimate, low, high = cross_cosine(sample.unit * sample.labels[:, None], codes, count, resampled)
+        turned = summed(sample.unit * sample.labels[:, None], codes, count)
+        estimate, low, high = cross_cosine(turned, np.bincount(codes).astype(float), resampled)
         null = _coin_null(sample, m, seed) if measure == "within" else _label_null(sample, shuffles)
         p = share_at_least(null, estimate)
         yield layer, "none", size | published | {"estimate": estimate, "low": low, "high": high, "p": p}
         low, high = np.quantile(null, [0.025, 0.975])
         yield layer, "shuffled", size | {"estimate": float(null.mean()), "low": float(low), "high": float(high)}
-
-
-def cross_cosine(
-    unit: Float[np.ndarray, "n width"], codes: Int[np.ndarray, " n"], count: int, resampled: Float[np.ndarray, "draw cluster"]
-) -> tuple[float, float, float]:
-    """Mean cosine of rows of different clusters, with its bootstrap interval (`consistency` says how); at least 2 clusters."""
-    sums, rows = summed(unit, codes, count), np.bincount(codes, minlength=count).astype(float)
-    total = sums.sum(axis=0)
-    estimate = float((total @ total - np.sum(sums**2)) / (len(unit) ** 2 - rows @ rows))
-    if count < LEAST_CLUSTERS:
-        return estimate, np.nan, np.nan
-    mean = total / len(unit)
-    length = float(mean @ mean)
-    kept = np.sqrt(min(max(estimate, 0.0) / length, 1.0)) if length > 0 else 1.0
-    sums = sums - (1 - kept) * rows[:, None] * mean
-    drawn_rows = resampled @ rows
-    draws = (np.sum((resampled @ sums) ** 2, axis=1) - resampled @ np.sum(sums**2, axis=1)) / (
-        drawn_rows**2 - resampled @ rows**2
-    )
-    low, high = np.quantile(draws, levels(count)) + min(estimate, 0.0)
-    return estimate, min(float(low), estimate), max(float(high), estimate)
 
 
 def _coin_null(sample: _Sample, m: int, seed: int) -> Float[np.ndarray, " shuffle"]:

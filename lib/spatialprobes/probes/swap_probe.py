@@ -17,7 +17,7 @@ from spatialprobes.seeds import check_seed
 from spatialprobes.stats import bootstrap
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
 COLUMNS = ["layer", "group", "control", "estimate", "low", "high", "p", "q", "chance", "n", "clusters"]
 PENALTY = 1.0  # of the mean squared error, on features of variance 1
@@ -31,8 +31,8 @@ def linear_probe(states: States, *, folds: int = 5, m: int = 1000, seed: int = 0
     standardised in the training folds; pictures are dealt to `folds` folds whole, so that a pair never spans two.
     Columns: layer, group, control, estimate, low, high (cluster bootstrap of the held-out answers; how the probe varies with its
     training pictures is not in it), p, q (Benjamini-Hochberg over layers), chance, n (questions), clusters.
-    p: one-sided, of m relabellings in which pairs' categories are dealt anew, counts kept, pictures whole, and the probe is trained
-    and tested again; (b + 1) / (m + 1). Control "shuffled": mean and 2.5th and 97.5th percentiles of those accuracies.
+    p: one-sided, of m relabellings in which pairs' categories are dealt anew, counts kept, pictures whole, and the probe is
+    trained and tested again; (b + 1) / (m + 1). Control "shuffled": mean and 2.5th and 97.5th percentiles of those accuracies.
     NaN with fewer pictures than folds. Raises ValueError for fewer than 2 folds or 100 relabellings.
     """
     if folds < 2 or m < 100:

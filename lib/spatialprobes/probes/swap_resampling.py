@@ -1,6 +1,6 @@
-"""What the swap measures share: unit deltas, sums by picture, the draws of bootstraps and permutations, and layers' q-values.
+"""What the swap measures share: unit deltas, sums by picture, relabellings, p-values, and q-values over layers.
 
-Pictures (clusters) are what is drawn and what is shuffled. Knows arrays; knows nothing of pairs' words, models and figures.
+Pictures (clusters) are what is shuffled, never questions alone. Knows arrays; knows nothing of pairs' words, models and figures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
 BLOCK = 2_000_000  # numbers held at once while shuffling: 16 MB
-LEAST_CLUSTERS = 5  # below, resampling says nothing of use: the interval is NaN
 TIE = 1e-9  # relative: sums in another order differ in the last bits
 
 
@@ -42,7 +41,7 @@ def coded(clusters: Shaped[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], in
     return codes, len(unique)
 
 
-def summed(x: Float[np.ndarray, "n *width"], codes: Int[np.ndarray, " n"], count: int) -> Float[np.ndarray, "cluster *width"]:
+def summed(x: Float[np.ndarray, rows * width], codes: Int[np.ndarray, " n"], count: int) -> Float[np.ndarray, clusters * width]:
     """Sums over the rows of each cluster."""
     totals = np.zeros((count, *x.shape[1:]))
     np.add.at(totals, codes, x)
@@ -52,25 +51,6 @@ def summed(x: Float[np.ndarray, "n *width"], codes: Int[np.ndarray, " n"], count
 def reduced(x: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n rank"]:
     """Rows with the same inner products in no more dimensions than there are rows: wide states cost no more than narrow ones."""
     return x if x.shape[1] <= len(x) else np.linalg.qr(x.T, mode="r").T
-
-
-def weights(count: int, n: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
-    """How often each of n bootstrap draws takes each cluster. Raises ValueError for n < 100."""
-    if n < 100:
-        raise ValueError(f"n={n} resamples are too few for an interval; use at least 100 (2,000 is usual)")
-    return np.random.default_rng(check_seed(seed)).multinomial(count, np.full(count, 1 / count), size=n).astype(float)
-
-
-def levels(clusters: int, level: float = 0.95) -> tuple[float, float]:
-    """Shares at which to cut bootstrap draws: wider than (.025, .975), as t with sqrt(C / (C - 1)) is than z.
-
-    The expanded percentile interval (Hesterberg 2015, The American Statistician 69, 371-386): resampling C clusters has a variance
-    (C - 1) / C of what it should be, and knows it no better than a t with C - 1 degrees of freedom says.
-    """
-    from scipy.special import ndtr, stdtrit  # a quarter of a second, only where it is used
-
-    reach = np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, (1 + level) / 2)
-    return float(ndtr(-reach)), float(ndtr(reach))
 
 
 def coin_flips(m: int, count: int, seed: int) -> Iterator[Float[np.ndarray, "shuffle cluster"]]:
