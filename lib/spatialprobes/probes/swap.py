@@ -129,7 +129,7 @@ def _extract(vlm: VLM, units: list[list[Pair]], batch_size: int, store: str | Pa
         run = _runner(vlm, layers, share, todo, options)
         for batch in tqdm(todo, desc="pairs", unit="batch", leave=False, disable=len(todo) < BARS_FROM):
             keep.add(batch, run([one for item in batch for one in item.members]))
-    unplaced = tuple(np.array([item.id for item in items])[(keep.positions(layers[0]) < 0).any(axis=1)].tolist())
+    unplaced = tuple(np.array([item.id for item in items])[(keep.positions() < 0).any(axis=1)].tolist())
     if len(unplaced) == len(items):
         raise ExtractionError(f"no pair has the words of its {options['at']} in its questions, first {unplaced[0]!r}")
     table = _answers(vlm, pairs, items, *keep.answers()) if options["answers"] else pd.DataFrame(columns=list(ANSWERS))

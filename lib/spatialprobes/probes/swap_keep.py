@@ -5,6 +5,7 @@ again. Rows carry the id of their pair:
 
     original/<layer>, swapped/<layer>        hidden states, float32 [width], at the position of the token read (-1: none)
     original.norm/0, swapped.norm/0          those after the final norm
+    places/0                                 both positions again, to be read without the states
     tokens/0, logprobs/0                     the two answers, at positions 0 (original) and 1 (swapped)
     asked/0                                  sha256 of what was asked, so that other pairs of the same ids are refused
 
@@ -80,7 +81,7 @@ class InMemory:
     def states(self, layer: Layer, member: str) -> Float[np.ndarray, "pair width"]:
         return self.hidden[layer, member]
 
-    def positions(self, layer: Layer) -> Int[np.ndarray, "pair member"]:
+    def positions(self) -> Int[np.ndarray, "pair member"]:
         return self.places
 
     def answers(self) -> Answers:
@@ -117,14 +118,15 @@ class InStore:
                 sides = [0, 1] * len(ids)
                 commit.append(both, "tokens", 0, sides, found.tokens)
                 commit.append(both, "logprobs", 0, sides, found.logprobs)
+            commit.append(ids, "places", 0, 0, found.positions.reshape(-1, 2))
             commit.append(ids, DIGEST, 0, 0, np.stack([item.digest() for item in items]))
         self.done.update(ids)
 
     def states(self, layer: Layer, member: str) -> Float[np.ndarray, "pair width"]:
         return self.store.read(*_site(layer, member), self.ids).array
 
-    def positions(self, layer: Layer) -> Int[np.ndarray, "pair member"]:
-        return np.stack([self.store.read(*_site(layer, member), self.ids).positions for member in MEMBERS], axis=1)
+    def positions(self) -> Int[np.ndarray, "pair member"]:
+        return self.store.read("places", 0, self.ids).array
 
     def answers(self) -> Answers:
         read = (self.store.read(site, 0, self.ids).array for site in ("tokens", "logprobs"))
