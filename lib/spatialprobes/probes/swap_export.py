@@ -116,7 +116,10 @@ def pred_stats(accuracy: pd.DataFrame, scale: str) -> dict[str, Any]:
 
 
 def category_validity(accuracy: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """{category: {n, acc_orig, acc_swap, reliable}}; a category without pairs has 0 and is not reliable, as in the study."""
+    """{category: {n, acc_orig, acc_swap, reliable}}; a category without pairs has 0 and is not reliable, as in the study.
+
+    reliable is null where the table doesn't know.
+    """
     rows = _published(accuracy, "accuracy", "by", ("category", "member", "estimate", "n", "reliable"))
     known = {(row.category, row.member): row for row in rows[(rows["category"] != "") & (rows["n"] > 0)].itertuples()}
     validity = {}
@@ -126,7 +129,7 @@ def category_validity(accuracy: pd.DataFrame) -> dict[str, dict[str, Any]]:
             validity[category] = {"n": 0, "acc_orig": 0, "acc_swap": 0, "reliable": False}
             continue
         shares = {"acc_orig": float(one.estimate), "acc_swap": float(other.estimate)}
-        validity[category] = {"n": int(one.n), **shares, "reliable": one.reliable is not pd.NA and bool(one.reliable)}
+        validity[category] = {"n": int(one.n), **shares, "reliable": None if pd.isna(one.reliable) else bool(one.reliable)}
     return validity
 
 

@@ -325,7 +325,8 @@ def _mark(tables: dict[str, pd.DataFrame]) -> None:
     for name, column in (("consistency", "of"), ("accuracy", "category"), ("validity", "category")):
         table = tables[name]
         of = table[column] if name != "accuracy" else table[column].where(table[column] != "", table["group"])
-        table["reliable"] = pd.array([reliable(*each) for each in zip(table["scale"], of, strict=True)], dtype="boolean")
+        flags = [reliable(*each) for each in zip(table["scale"], of, strict=True)]
+        table["reliable"] = pd.Series(flags, dtype="boolean" if name == "consistency" else object)  # as our own tables have it
     within = tables["consistency"]
     within = within[within["measure"] == "within"]
     sizes = {(row.scale, row.variant, row.layer, row.of): row.n for row in within.itertuples()}
