@@ -14,6 +14,7 @@ import inspect
 import io
 import json
 import pkgutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -110,7 +111,8 @@ def draw(plot: str, frame: pd.DataFrame, options: Mapping[str, Any]) -> Figure:
     with style():
         figure = function(frame, **options)
         if model := model_name(frame.attrs.get("provenance", {})):
-            figure.supxlabel(f"model: {model}", x=0.01, ha="left", fontsize=6, color=GREY, parse_math=False)
+            words = textwrap.fill(f"model: {model}", int(19 * figure.get_figwidth()))  # letters of 6 points in an inch
+            figure.supxlabel(words, x=0.01, ha="left", fontsize=6, color=GREY, parse_math=False)
     return figure
 
 

@@ -142,7 +142,7 @@ def accuracy(frame: pd.DataFrame, *, by: str = "generate", width: str = "two") -
     groups = looks.known(rows, plot, "group", GROUPS)
     looks.known(rows, plot, "category", ("", *CATEGORIES))
     looks.known(rows, plot, "member", MEMBERS)
-    ax = new_figure(width, 3.0).subplots()
+    ax = new_figure(width, 3.0 if width == "two" else 4.2).subplots()
     ticks, left = {}, 0.0
     for group in groups:
         for category in ("", *GROUPS[group]):

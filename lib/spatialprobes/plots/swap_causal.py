@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, str, Any, str]] = {  # colour, mark, dashes, what it
     "random": ("#8A8A8A", "", (0, (1, 1.2)), "random, equal norm"),
     "other_group": ("#8A8A8A", "", (0, (4, 1.5)), "another group's direction"),
 }
-MEASURES = {"flip_rate": "answers flipped (share)", "change": "change of logit(expected) − logit(opposite)"}
+MEASURES = {"flip_rate": "right answers flipped (share)", "change": "change of logit(expected) − logit(opposite)"}
 
 
 def curves(frame: pd.DataFrame, *, measure: str = "flip_rate", strength: float | None = None, width: str = "two") -> Figure:

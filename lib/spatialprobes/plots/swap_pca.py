@@ -76,7 +76,7 @@ def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
             axis.set_label_text(_label(part, number, ""), fontsize=6.5)
             axis.set_rotate_label(number == 3)  # along a slanted axis it would lie across the numbers
             axis.labelpad = pad
-            axis.set_major_locator(MaxNLocator(4))
+            axis.set_ticks(*_inner_ticks(*limits[number - 1]))
             axis.set_tick_params(labelsize=5.5, pad=-3)
             axis.pane.set_facecolor("white")
     looks.legend(figure, _handles(parts, left_out), f"{KINDS.get(kind, kind)} (axes: share of variance)", most=4)
@@ -152,6 +152,13 @@ def _label(part: pd.DataFrame, number: int, of: str = " of variance") -> str:
     shares = part[f"share{number}"].dropna().unique()
     share = f" ({100 * shares[0]:.0f}%{of})" if len(shares) else ""
     return f"PC{number}{share}"
+
+
+def _inner_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Round numbers and their names, none near the corners, where the numbers of two axes would meet."""
+    beside = 0.17 * (high - low)
+    ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low + beside <= tick <= high - beside]
+    return ticks, [f"{tick:g}".replace("-", "−") for tick in ticks]
 
 
 def _handles(parts: list[Panel], left_out: int) -> list:
