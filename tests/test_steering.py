@@ -268,9 +268,9 @@ def test_nothing_stays_behind_after_an_exception(any_vlm):
             assert left() != before
             assert any_vlm.by_row_interventions and any_vlm.whole_prompts
             raise ZeroDivisionError
-        with pytest.raises(ValueError, match="3 steering vectors for a batch of 2"):
-            with intervene(any_vlm, steer=added(vectors(any_vlm, 3), layer)):
-                any_vlm.model.generate(**batch.inputs, max_new_tokens=2)
+        wrong = added(vectors(any_vlm, 3), layer)
+        with pytest.raises(ValueError, match="3 steering vectors for a batch of 2"), intervene(any_vlm, steer=wrong):
+            any_vlm.model.generate(**batch.inputs, max_new_tokens=2)
         assert left() == before
         assert (any_vlm.by_row_interventions, any_vlm.whole_prompts) == (0, 0)
         assert not any_vlm.family.edits_hidden(any_vlm.model)

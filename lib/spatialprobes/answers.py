@@ -166,7 +166,7 @@ def check_askable(vlm: VLM, examples: Sequence[Example]) -> None:
         seen.add(example.id)
     if vlm.by_row_interventions:
         raise ValueError(
-            "answers batches and sorts examples: give one permutation, or a mapping from cluster to permutation, not one per row"
+            "answers batches and sorts examples: give one permutation or vector, or a mapping from cluster to it, not one per row"
         )
 
 

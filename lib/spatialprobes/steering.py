@@ -96,7 +96,7 @@ def steered(vlm: VLM, steering: Steering) -> Iterator[None]:
             if vector.ndim and vector.shape[-1] != width:
                 raise ValueError(f"a steering vector has {vector.shape[-1]} numbers; the model's hidden states have {width}")
     with ExitStack() as stack:
-        if steering.at != "last":
+        if not isinstance(steering.at, str) or steering.at != "last":
             stack.enter_context(vlm.reading_whole_prompts())
         run = _Run(vlm, steering, stack.enter_context(_knowing_prompts(vlm.model)))
         decoder = vlm.family.decoder(vlm.model)
@@ -110,14 +110,14 @@ class _Run:
 
     def __init__(self, vlm: VLM, steering: Steering, prompts: list[int]):
         self.vlm, self.steering, self.prompts = vlm, steering, prompts
-        self.seen = 0  # tokens of the latest prompt that was run without a known batch
+        self.seen = 0  # tokens of the latest prompt, where generate does not tell
         self.examples = 0
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
 
     def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.examples, new, held = self.vlm.family.decoder_call(args, kwargs)
-        if held == 0:
-            self.seen = new
+        if held == (self.vlm.batch.held if self.vlm.batch is not None else 0):
+            self.seen = held + new
         chosen = self._tokens(held, held + new)
         self.rows, self.columns = chosen[:, held:].nonzero(as_tuple=True)
 
@@ -136,17 +136,13 @@ class _Run:
         chosen = places > last if self.steering.later else torch.zeros(self.examples, tokens, dtype=torch.bool)
         if isinstance(at, str) and at in ("last", ALL):
             return chosen | (places <= last if at == ALL else places == last)
-        prompt = self._prompt(tokens)
-        if prompt == 0:  # a cache was continued of which nothing is known
+        if self.vlm.batch is not None and not self.vlm.batch.spans:
+            raise ValueError(f"at={at!r} needs whole prompts; a shared prefix is run apart")
+        prompt = self.prompts[-1] if self.prompts else self.seen
+        if prompt == 0:  # a cache is continued of whose prompt nothing is known
             return chosen
         found = token_positions(self.vlm, at, self.examples, prompt)
         return chosen | (places == found[..., None]).any(1)
-
-    def _prompt(self, tokens: int) -> int:
-        """Tokens of the padded prompt."""
-        if self.prompts:
-            return self.prompts[-1]
-        return min(self.vlm.batch.input_ids.shape[1], tokens) if self.vlm.batch is not None else self.seen
 
     def _last(self, held: int, tokens: int) -> Int[Tensor, " example"]:
         """The last token of each prompt; beyond all tokens where this is a part of the prompt that others will end."""

@@ -205,7 +205,7 @@ def _check_pairs(vlm: VLM, pairs: Sequence[Pair], directions: Directions) -> Non
 
 
 def _layers(pairs: Sequence[Pair], directions: Directions, layers: Sequence[int] | None) -> list[int]:
-    groups = dict.fromkeys(pair.group for pair in pairs)
+    groups = dict.fromkeys([*(pair.group for pair in pairs), *directions.groups])  # the others are controls
     there = list(dict.fromkeys(layer for _, layer in directions if isinstance(layer, Integral)))
     if wrong := [layer for layer in layers or () if layer not in there]:
         raise ValueError(f"layer {wrong[0]!r} is not among those of the directions: {', '.join(map(str, there))}")
@@ -218,7 +218,7 @@ def _layers(pairs: Sequence[Pair], directions: Directions, layers: Sequence[int]
             raise ValueError(f"the direction of {key[0]} at layer {key[1]} is zero: nothing there tells the questions apart")
     if layers is not None:
         return list(dict.fromkeys(layers))
-    return [layer for layer in there if all(directions[group, layer].any() for group in directions.groups)]
+    return [layer for layer in there if all(directions[group, layer].any() for group in groups)]
 
 
 def _conditions(
