@@ -122,9 +122,9 @@ def _extract(vlm: VLM, units: list[list[Pair]], batch_size: int, store: str | Pa
     layers = _check(vlm, pairs, options)
     items = _items(pairs, options["control"], check_seed(options["seed"]))
     share = shares(vlm, [one.example for item in items for one in item.members], options["prefix_cache"])
+    every = _batches(units, items, batch_size, share)
     keep = InMemory(items) if store is None else InStore(items, store, _fingerprint(vlm, layers, options))
-    found = _batches(units, items, batch_size, share)
-    todo = [left for batch in found if (left := keep.missing(batch))]
+    todo = [left for batch in every if (left := keep.missing(batch))]
     if todo:
         run = _runner(vlm, layers, share, todo, options)
         for batch in tqdm(todo, desc="pairs", unit="batch", leave=False, disable=len(todo) < BARS_FROM):
