@@ -233,6 +233,22 @@ def test_alignment_holds_the_studys_numbers(ours, folder):
         np.testing.assert_allclose(list(written[f"L{block}"].values()), expected, atol=1e-6)
 
 
+def test_a_quad_that_lacks_a_state_is_left_out_of_both_deltas(ours, tmp_path):
+    vertical, distance = ours["2m"][1]
+    holes = {layer: distance.original(layer).copy() for layer in distance.layers}
+    holes[7][3] = np.nan
+    distance = from_arrays(distance.pairs, holes, {layer: distance.swapped(layer) for layer in distance.layers})
+    tables = {"alignment": alignment(vertical, distance, n=100)}
+    swap_results.write(tmp_path, "a", quads=(vertical, distance), tables=tables)
+    keep = np.arange(12) != 3
+    with np.load(tmp_path / "npz/cross_group_vectors_a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["delta_vert_L6"], vertical.delta(7)[keep])
+        np.testing.assert_array_equal(arrays["delta_dist_L6"], distance.delta(7)[keep])
+        assert len(arrays["delta_dist_L4"]) == 12
+    written = json.loads((tmp_path / "json/cross_alignment_a.json").read_text())
+    assert (written["L6"]["n_samples"], written["L5"]["n_samples"]) == (11, 12)
+
+
 def test_predictions_are_counted(ours, folder):
     answers = ours["2m"][2]["answers"]
     wide = answers.pivot(index=["pair", "group"], columns="member", values="correct_published").reset_index()

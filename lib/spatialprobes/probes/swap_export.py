@@ -150,11 +150,11 @@ def cross_alignment(alignment: pd.DataFrame, deltas: CrossDeltas | None = None) 
         )
         if mean is None or np.isnan(mean.estimate):
             continue
-        there = deltas is not None and layer in deltas.layers
-        spread = mean.std if not np.isnan(mean.std) or not there else float(np.std(_cosines(deltas, layer)))
-        by_chance = (shuffled.estimate, shuffled.std) if shuffled is not None else (np.nan, np.nan)
-        if np.isnan(by_chance[1]) and there:
-            by_chance = _shuffled(deltas, layer)
+        spread, by_chance = mean.std, (shuffled.estimate, shuffled.std) if shuffled is not None else (np.nan, np.nan)
+        if deltas is not None and layer in deltas.layers and np.isnan([spread, by_chance[1]]).any():
+            vertical, distance = _unit_deltas(deltas, layer)
+            spread = float(np.std(np.sum(vertical * distance, axis=1))) if np.isnan(spread) else spread
+            by_chance = _by_chance(vertical, distance) if np.isnan(by_chance[1]) else by_chance
         values = {
             "per_sample_mean": mean.estimate,
             "per_sample_std": spread,
@@ -261,20 +261,19 @@ def _indices(ids: pd.Series) -> np.ndarray:
     return ids.astype("int64").to_numpy() if plain else ids.to_numpy(str)
 
 
-def _cosines(deltas: CrossDeltas, layer: int, order: np.ndarray | None = None) -> Float[np.ndarray, " quad"]:
-    """Of vertical and distance deltas of each quad, or of other quads in this order; those of norm 0 left out."""
-    vertical, distance = (np.asarray(one(layer), float) for one in (deltas.vertical, deltas.distance))
-    norms = np.linalg.norm(vertical, axis=1), np.linalg.norm(distance, axis=1)
+def _unit_deltas(deltas: CrossDeltas, layer: int) -> tuple[Float[np.ndarray, "quad width"], Float[np.ndarray, "quad width"]]:
+    """Vertical and distance deltas of norm 1; quads with a delta of norm 0 left out."""
+    both = [np.asarray(one(layer), float) for one in (deltas.vertical, deltas.distance)]
+    norms = [np.linalg.norm(each, axis=1) for each in both]
     stand = (norms[0] > 0) & (norms[1] > 0)
-    a, b = vertical[stand] / norms[0][stand, None], distance[stand] / norms[1][stand, None]
-    return np.einsum("ij,ij->i", a, b if order is None else b[order])
+    one, other = (each[stand] / norm[stand, None] for each, norm in zip(both, norms, strict=True))
+    return one, other
 
 
-def _shuffled(deltas: CrossDeltas, layer: int) -> tuple[float, float]:
-    """Mean and standard deviation over the study's 100 shuffles of the distance deltas."""
+def _by_chance(vertical: Float[np.ndarray, "quad width"], distance: Float[np.ndarray, "quad width"]) -> tuple[float, float]:
+    """Mean and standard deviation of the mean cosine over the study's 100 shuffles of the distance deltas."""
     draw = np.random.RandomState(SHUFFLE_SEED)
-    n = len(_cosines(deltas, layer))
-    means = [_cosines(deltas, layer, draw.permutation(n)).mean() for _ in range(SHUFFLES)]
+    means = [np.sum(vertical * distance[draw.permutation(len(distance))], axis=1).mean() for _ in range(SHUFFLES)]
     return float(np.mean(means)), float(np.std(means))
 
 
