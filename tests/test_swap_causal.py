@@ -178,7 +178,7 @@ def test_every_row_equals_one_example_steered_by_hand(any_vlm):
                 assert row.logit_difference == pytest.approx(difference(any_vlm, batch, ids), abs=TOLERANCE)
             assert row.unsteered == pytest.approx(unsteered, abs=TOLERANCE)
             assert row.change == pytest.approx(row.logit_difference - row.unsteered)
-            assert row.flipped == (row.unsteered > 0 and row.logit_difference < 0)
+            assert (row.flipped is pd.NA) if row.unsteered <= 0 else (row.flipped == (row.logit_difference < 0))
             assert (row.category, row.group, row.cluster) == (one.category, one.group, one.cluster)
             assert (row.expected, row.opposite) == (member.answer, other.answer)
     assert found["change"].abs().min() > 1e-6
@@ -336,7 +336,7 @@ def test_in_a_wired_model_the_direction_decides_from_the_layer_where_the_answer_
 def table(unsteered, difference, clusters, kind="toward"):
     made = pd.DataFrame({"unsteered": unsteered, "logit_difference": difference, "cluster": clusters})
     made["change"] = made["logit_difference"] - made["unsteered"]
-    made["flipped"] = (made["unsteered"] > 0) & (made["logit_difference"] < 0)
+    made["flipped"] = (made["logit_difference"] < 0).astype("boolean").mask(made["unsteered"] <= 0)
     return made.assign(layer=1, group="horizontal", kind=kind, strength=1.0)
 
 

@@ -135,10 +135,10 @@ def measure(
 
     Columns: COLUMNS and unsteered, direction, expected, opposite. category: of the pair, whose original question has it as
     answer; group, cluster: the pair's. logit_difference: under steering; unsteered: without; change: the difference of these.
-    flipped: unsteered > 0 and logit_difference < 0 (never where the unsteered preference was wrong). direction: the group whose
-    direction was used, or "random". expected, opposite: the member's answer and that of the other member; logits are those of
-    the first token at which they differ, after the tokens that they share (forced), and what is steered is the token before it:
-    the last of the prompt where they share none.
+    flipped: whether unsteered > 0 became logit_difference < 0; missing where the unsteered preference was not the expected
+    answer. direction: the group whose direction was used, or "random". expected, opposite: the member's answer and that of the
+    other member; logits are those of the first token at which they differ, after the tokens that they share (forced), and what
+    is steered is the token before it: the last of the prompt where they share none.
     Raises ValueError for pairs that were used for the directions or share a picture with those, for no pairs, twice the same
     pair, members with one and the same answer, a layer or group that the directions lack, a direction that is zero or not
     finite, an unknown kind, a strength that is not a finite number from 0.
@@ -169,7 +169,7 @@ def summarise(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame
     """
     rows = []
     for (layer, group, kind, strength), part in frame.groupby(["layer", "group", "kind", "strength"], sort=False):
-        right = part[part["unsteered"] > 0]
+        right = part[part["flipped"].notna()]
         for name, own, column, bounds in (("flip_rate", right, "flipped", (0, 1)), ("change", part, "change", None)):
             got = _interval(own[column].to_numpy(float), own["cluster"].to_numpy(), n, seed, bounds)
             rows.append({"layer": layer, "group": group, "kind": kind, "strength": strength, "measure": name, **got._asdict()})
@@ -327,7 +327,8 @@ def _table(
         who = (pair.id, name, pair.category, pair.group, pair.cluster)
         for j, (layer, kind, strength) in enumerate(conditions):
             difference = differences[i, j + 1]
-            flipped = bool(unsteered > 0 > difference)
+            flipped = bool(difference < 0) if unsteered > 0 else pd.NA
             seen = (*who, layer, kind, strength, difference, difference - unsteered, flipped)
             rows.append((*seen, unsteered, names[j][i], one.answer, _opposite(pair, name)))
-    return pd.DataFrame(rows, columns=[*COLUMNS, "unsteered", "direction", "expected", "opposite"])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "unsteered", "direction", "expected", "opposite"])
+    return frame.astype({"flipped": "boolean"})
