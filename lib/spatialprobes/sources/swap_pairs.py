@@ -194,7 +194,7 @@ def write(pairs: Iterable[Pair], path: str | Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            out = csv.writer(file, "excel-tab", lineterminator="\n")
+            out = csv.writer(file, "excel-tab")  # lines end in CRLF: so a lone CR within a field is quoted
             out.writerow(COLUMNS)
             for pair in pairs:
                 if pair.id in seen:
@@ -262,6 +262,8 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any, name: str) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, bytes):
@@ -308,8 +310,8 @@ def _within(name: str, folder: Path) -> Path:
             raise ValueError(f"image_path {name!r} leads out of the folder by a link")
         if not path.is_file():
             raise ValueError(f"image_path {name!r}: no such file in {folder}")
-    except OSError as error:  # a name that the system can't have, a loop of links
-        raise ValueError(f"image_path {name!r}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # a name that the system can't have; a loop of links, which 3.11 calls RuntimeError
+        raise ValueError(f"image_path {name!r}: {getattr(error, 'strerror', None) or 'a loop of links'}") from error
     return path
 
 

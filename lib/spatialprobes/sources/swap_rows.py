@@ -3,8 +3,9 @@ read again by its place when it is used, so that memory does not grow with the p
 
 Quoting in a TSV is that of Python's csv module and of pandas ("excel-tab"): a field that begins with a double quote ends at the
 next one that is not doubled, and may hold tabs and line breaks; a quote inside an unquoted field is a character as any other.
-Lines end in LF or CRLF; blank ones are passed over. What csv would merge without a word is reported: rows that a stray quote
-glues together are taken apart again, the first line is bad and reading goes on behind it. A field may be as long as a row.
+Lines end in LF or CRLF; blank ones are passed over. What csv would merge without a word is reported: where a row of several
+lines has another number of fields than the header, or tabs enough for two rows, its first line alone is bad (a stray quote) and
+reading goes on at the next. A field may be as long as a row.
 Knows files and columns; what is in the columns is ``swap_pairs``' to know.
 """
 
@@ -203,13 +204,13 @@ def _records(file: BinaryIO, offset: int, line: int, width: int | None) -> Itera
             data, fields = _closed(file, first)
             if fields is None:
                 problem = f"a quote opens a field and is not closed within {MAX_LINES} lines"
+            elif width is not None and data is not first and data.count(b"\t") >= 2 * (width - 1):
+                problem = "a quote opens a field that ends on a later line, behind the tabs of a whole row"
             elif width is not None and len(fields) != width:
                 problem = f"{len(fields)} fields; the header has {width}"
             else:
                 problem = ""
             if problem and data is not first:
-                if fields is not None:
-                    problem = f"a quote opens a field that ends on a later line, where the row has {problem}"
                 data = first
                 file.seek(offset + len(first))
             yield line, offset, len(data), problem or fields

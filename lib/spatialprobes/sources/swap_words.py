@@ -10,6 +10,7 @@ import re
 
 ARTICLES = ("a", "an", "the")
 TO_REFERENCE = ("to", "of", "from", "than", "with", "against")  # "compared to B, is A far ?": B is named first, A is the subject
+MAX_WORDS = 60  # of both names together
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 
 Span = tuple[int, int]
@@ -37,8 +38,6 @@ def roles(original: str, swapped: str) -> tuple[tuple[str, str], tuple[str, str]
     shift = width - (end - start)
     first_there = _text(swapped, other, (start, start + width))
     second_there = _text(swapped, other, (begin + shift, stop))
-    if not all((first, second, first_there, second_there)):
-        return None
     return ((second, first), (second_there, first_there)) if before[0] else ((first, second), (first_there, second_there))
 
 
@@ -49,22 +48,33 @@ def _exchanged(one: list[str], other: list[str]) -> tuple[Span, Span] | None:
     head = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
     tail = len(one) - next(i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=True)) if a != b)
     x, y = one[head:tail], other[head:tail]
-    lengths = ((a, b) for both in range(2, len(x)) for a in range(1, both) for b in (both - a,))
+    lengths = ((a, both - a) for both in range(2, min(len(x), MAX_WORDS)) for a in range(1, both))
     for a, b in lengths:  # the shortest names first, so that what is between them is as long as it can be
         if x[:a] == y[-a:] and x[-b:] == y[:b] and x[a:-b] == y[b:-a]:
             break
     else:
         return None
     start, end, begin, stop = head, head + a, tail - b, tail
-    while end < begin and stop < len(one) and one[end] == one[stop] and one[end].isalnum():
+    while end < begin and stop < len(one) and one[end] == one[stop] and _word(one, end):
         end, stop = end + 1, stop + 1  # words that both names end in: "the red cup ... the blue cup"
-    while end < begin and start > 0 and one[start - 1] == one[begin - 1] and one[begin - 1].isalnum() and end < begin - 1:
-        start, begin = start - 1, begin - 1  # and those that both begin with
-    return (start, end), (begin, stop)
+    shared = 0  # and those that both begin with, but for the small words before a name
+    while (
+        shared < min(start, begin - 1 - end)
+        and one[start - shared - 1] == one[begin - shared - 1]
+        and _word(one, begin - shared - 1)
+    ):
+        shared += 1
+    while shared and one[begin - shared] in (*ARTICLES, *TO_REFERENCE):
+        shared -= 1
+    return (start - shared, end), (begin - shared, stop)
+
+
+def _word(words: list[str], place: int) -> bool:
+    return words[place][0].isalnum()
 
 
 def _before(words: list[str], start: int) -> str:
-    """The word before a name, articles (also those that the name itself begins with) passed over."""
+    """The word before a name, articles passed over."""
     start -= 1
     while start >= 0 and words[start] in ARTICLES:
         start -= 1
@@ -73,6 +83,6 @@ def _before(words: list[str], start: int) -> str:
 
 def _text(text: str, words: list[tuple[str, Span]], span: Span) -> str:
     start, end = span
-    while start < end and words[start][0].casefold() in ARTICLES:
+    while start < end - 1 and words[start][0].casefold() in ARTICLES:
         start += 1
-    return text[words[start][1][0] : words[end - 1][1][1]] if start < end else ""
+    return text[words[start][1][0] : words[end - 1][1][1]]
