@@ -233,6 +233,30 @@ def test_alignment_holds_the_studys_numbers(ours, folder):
         np.testing.assert_allclose(list(written[f"L{block}"].values()), expected, atol=1e-6)
 
 
+def test_the_studys_layer_i_is_what_block_i_puts_out(tiny_llava, tmp_path):
+    from tiny import examples
+
+    from spatialprobes.capture import capture
+    from spatialprobes.vlm import VLM
+
+    vlm, seen = VLM.load(str(tiny_llava), device="cpu"), []
+    hooks = [
+        block.register_forward_hook(lambda *call: seen.append(vlm.family.hidden(call[-1])[:, -1].numpy()))
+        for block in vlm.family.part(vlm.model, "layers")
+    ]
+    with capture(vlm, hidden=[0, 1, 2, "norm"]) as got:
+        vlm.forward(vlm.encode(examples(3)))
+    for hook in hooks:
+        hook.remove()
+    arrays = {layer: array.numpy().reshape(3, -1) for layer, array in got.hidden.items()}
+    pairs = frame_of(["left", "right", "above"], ["0", "1", "2"], ["0", "1", "2"])
+    swap_results.write(tmp_path, "a", states=from_arrays(pairs, arrays, {layer: array + 1 for layer, array in arrays.items()}))
+    with np.load(tmp_path / "npz/vectors_a.npz") as written:
+        assert [name for name in written.files if name.startswith("orig")] == ["orig_L0", "orig_L1"]
+        for block in (0, 1):
+            np.testing.assert_array_equal(written[f"orig_L{block}"], seen[block])
+
+
 def test_a_quad_that_lacks_a_state_is_left_out_of_both_deltas(ours, tmp_path):
     vertical, distance = ours["2m"][1]
     holes = {layer: distance.original(layer).copy() for layer in distance.layers}
