@@ -83,7 +83,7 @@ def similarities(layers=8):
     return _rows(["layer", "variant", "row", "column", "cosine", "n_row", "n_column"], rows)
 
 
-def components(layers=8, each=80, seed=0):
+def components(layers=8, each=30, seed=0):
     rng = np.random.default_rng(seed)
     centres = dict(
         zip(CATEGORIES, ((3, 0, 0), (-3, 0, 0), (0, 2.5, 1), (0, -2.5, -1), (0.5, 1.6, -1.5), (-0.5, -1.6, 1.5)), strict=True)

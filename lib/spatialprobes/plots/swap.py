@@ -46,7 +46,8 @@ def consistency(frame: pd.DataFrame, *, measure: str = "group", variant: str = "
         own = rows[(rows["of"] == name) & (rows["control"] == "none")]
         titles[name] = looks.sized(f"{name}{', unreliable' if looks.doubted(own).any() else ''}", own)
     look = {name: looks.LOOKS[name] for name in names}
-    return _by_layer(rows.assign(panel=rows["of"]), plot, look, titles, f"{MEASURES.get(measure, ('', measure))[1]}", width)
+    label = MEASURES.get(measure, ("", measure))[1]
+    return _by_layer(rows.assign(panel=rows["of"]), plot, look, titles, label, width)[0].figure
 
 
 def alignment(
@@ -74,7 +75,7 @@ def alignment(
         titles[name] = looks.sized(MEASURES.get(name, (name,))[0], own)
     look = dict.fromkeys(names, ("#000000", "o"))
     label = "cosine, vertical × distance"
-    return _by_layer(rows.assign(panel=rows["measure"]), plot, look, titles, label, width)
+    return _by_layer(rows.assign(panel=rows["measure"]), plot, look, titles, label, width)[0].figure
 
 
 def probe(frame: pd.DataFrame, *, width: str = "two") -> Figure:
@@ -89,15 +90,15 @@ def probe(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     names = looks.known(frame, plot, "group", GROUPS)
     titles = {name: looks.sized(name, frame[(frame["group"] == name) & (frame["control"] == "none")]) for name in names}
     look = {name: looks.LOOKS[name] for name in names}
-    figure = _by_layer(frame.assign(panel=frame["group"]), plot, look, titles, "accuracy of the probe (share)", width)
-    for ax in figure.axes:
+    axes = _by_layer(frame.assign(panel=frame["group"]), plot, look, titles, "accuracy of the probe (share)", width)
+    for ax in axes:
         ax.set_ylim(-0.02, 1.02)
-    return figure
+    return axes[0].figure
 
 
 def _by_layer(
     rows: pd.DataFrame, plot: str, look: dict[str, looks.Look], titles: dict[str, str], label: str, width: str
-) -> Figure:
+) -> list[Axes]:
     """Panels over the layers, what is measured in the panel's colour and its controls in grey, one range of values."""
     looks.known(rows, plot, "control", ("none", *looks.CONTROLS))
     layers = looks.ordered_layers(rows["layer"], plot)
@@ -121,7 +122,7 @@ def _by_layer(
         handles.append(looks.handle("chance", "black", dashes=(0, (5, 2, 1, 2)), linewidth=0.8))
     handles += [*looks.significance_handles(rows[rows["control"] == "none"]), *looks.gap_handles(rows)]
     looks.legend(figure, handles)
-    return figure
+    return axes
 
 
 # --- answers ---
