@@ -97,7 +97,7 @@ def build_cache(
     if not keys:
         raise ValueError(f"{rows.name}: neither of the columns {' and '.join(KEYS)}; one of them names the rows")
     lines, problems = [], []
-    for row in rows.rows():
+    for row in rows.rows((*keys, objects, *sizes)):
         try:
             if isinstance(row, Bad):
                 raise ValueError(row.problem)

@@ -13,12 +13,11 @@ Rows that are not right are left out and reported. Knows tables (``swap_rows.py`
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, overload
 
@@ -28,20 +27,19 @@ import pandas as pd
 from spatialprobes.examples import Example
 from spatialprobes.images import MAX_PIXELS, ImageError, check_header, open_image, png_bytes
 from spatialprobes.pairs import CATEGORIES, GROUP_OF, GROUPS, OPPOSITE, Pair, Quad
+from spatialprobes.sources.swap_pictures import PICTURES, RowImage, picture
 from spatialprobes.sources.swap_quads import by_words, read_quads
-from spatialprobes.sources.swap_rows import Bad, Dataset, Parquet, Place, Row, Tsv, open_rows
+from spatialprobes.sources.swap_rows import Bad, Row, Rows, open_rows, text
 from spatialprobes.sources.swap_words import roles
 
 if TYPE_CHECKING:
     from jaxtyping import Int
-    from PIL import Image
 
 QUESTIONS = ("original_question", "swapped_question")
 ANSWERS = ("original_answer", "swapped_answer")
 NEEDED = (*QUESTIONS, *ANSWERS, "category")
 NAMES = ("index", "question_id")
 OPTIONAL = ("group", *NAMES, "subject", "reference")
-PICTURES = ("image_base64", "image", "image_path")
 COLUMNS = ("image_base64", *NEEDED, "group", *NAMES)  # of the study's TSV, and of what `write` writes
 MEANS = {"below": "under", "beneath": "under", "near": "close", "nearby": "close", "distant": "far"}  # the study's synonyms
 
@@ -70,33 +68,10 @@ class SwapData:
 
 
 @dataclass(frozen=True)
-class RowImage:
-    """The picture of a row, decoded whenever it is called. Two of one place are equal."""
-
-    rows: Tsv | Parquet | Dataset = field(repr=False)
-    place: Place
-    line: int
-    column: str
-    images: Path | None
-    max_pixels: int
-
-    def __call__(self) -> Image.Image:
-        """Raises ImageError naming file and line."""
-        name = f"{self.rows.name}, line {self.line}"
-        try:
-            source = _picture(self.rows.fetch(self.place)[self.column], self.column, self.images)
-            return open_image(source, name=name, max_pixels=self.max_pixels)
-        except ImageError as error:
-            raise ImageError(name, error.reason) from error
-        except (ValueError, OSError) as error:
-            raise ImageError(name, str(error)) from error
-
-
-@dataclass(frozen=True)
 class RowPairs(Sequence[Pair]):
     """Pairs of the rows of a table, each made anew whenever it is asked for: what is held is where each row lies."""
 
-    rows: Tsv | Parquet | Dataset
+    rows: Rows
     column: str
     images: Path | None
     max_pixels: int
@@ -119,7 +94,7 @@ class RowPairs(Sequence[Pair]):
         id, cluster = self.names[number], self.clusters[number]
         line, place = int(self.lines[number]), tuple(map(int, self.places[number]))
         image = RowImage(self.rows, place, line, self.column, self.images, self.max_pixels)
-        return _pair(_texts(self.rows.fetch(place)), id, cluster, line, image)
+        return _pair(_texts(self.rows.fetch(place, _words(self.rows))), id, cluster, line, image)
 
 
 def read(
@@ -156,7 +131,7 @@ def read(
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
 
     table, problems, places, seen = [], [], [], {}
-    for row in rows.rows():
+    for row in rows.rows((*_words(rows), column)):
         try:
             texts, id, cluster = _checked(row, column, folder, check_images, max_pixels, seen)
         except ValueError as error:
@@ -240,79 +215,30 @@ def _checked(
     if id in seen:
         raise ValueError(f"{name} {id!r} stands already on line {seen[id]}")
     try:
-        source = _picture(row.values[column], column, folder)
+        source = picture(row.values[column], column, folder)
         (open_image if decode else check_header)(source, name=column, max_pixels=max_pixels)
     except ImageError as error:
         raise ValueError(f"{column}: {error.reason}") from error
     if isinstance(source, Path):
-        return texts, id, PurePosixPath(_text(row.values[column], column)).as_posix()
+        return texts, id, PurePosixPath(text(row.values[column], column)).as_posix()
     return texts, id, f"image-{hashlib.blake2b(source, digest_size=8).hexdigest()}"
+
+
+def _words(rows: Rows) -> list[str]:
+    """The columns of words that there are."""
+    return [column for column in (*NEEDED, *OPTIONAL) if column in rows.columns]
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
     """The row's words, outer blanks removed; "" where there are none. Category, group and answers in small letters, answers
     in the categories' words. Raises ValueError for what is no UTF-8 text."""
-    texts = {name: _text(values.get(name), name) for name in (*NEEDED, *OPTIONAL)}
+    texts = {name: text(values.get(name), name) for name in (*NEEDED, *OPTIONAL)}
     for name in ("category", "group", *ANSWERS):
         texts[name] = texts[name].lower()
     for name in ANSWERS:
         word = texts[name].rstrip(".")
         texts[name] = MEANS.get(word, word)
     return texts
-
-
-def _text(value: Any, name: str) -> str:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: not UTF-8 at byte {error.start}") from error
-    if isinstance(value, float) and value.is_integer():  # whole numbers beside empty cells, as pandas keeps them
-        value = int(value)
-    if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{name} holds {type(value).__name__}, not text")
-    return str(value).strip()
-
-
-def _picture(value: Any, column: str, folder: Path | None) -> bytes | Path:
-    """The bytes of a row's picture, or the path of its file. Raises ValueError that says why there is none."""
-    if column == "image_path":
-        return _within(_text(value, column), folder)
-    if column == "image" and isinstance(value, dict):
-        value = value.get("bytes")
-    if column == "image_base64" and value is not None:
-        data = value.encode("ascii", "replace") if isinstance(value, str) else value
-        try:
-            value = binascii.a2b_base64(b"".join(data.split()), strict_mode=True)
-        except binascii.Error as error:
-            raise ValueError(f"image_base64: not base64: {str(error).lower()}") from error
-    if value is None or (isinstance(value, bytes) and not value):
-        raise ValueError(f"no {column}")
-    if not isinstance(value, bytes):
-        raise ValueError(f"{column} holds {type(value).__name__}; the bytes of an image file are wanted")
-    return value
-
-
-def _within(name: str, folder: Path) -> Path:
-    """The file of that name in the folder. Raises ValueError where it leads out, also by a link, or is not there."""
-    if not name:
-        raise ValueError("no image_path")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-        raise ValueError(f"image_path {name!r} leads out of the folder")
-    path = folder / pure
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"image_path {name!r} leads out of the folder by a link")
-        if not path.is_file():
-            raise ValueError(f"image_path {name!r}: no such file in {folder}")
-    except (OSError, RuntimeError) as error:  # a name that the system can't have; a loop of links, which 3.11 calls RuntimeError
-        raise ValueError(f"image_path {name!r}: {getattr(error, 'strerror', None) or 'a loop of links'}") from error
-    return path
 
 
 def _pair(texts: dict[str, str], id: str, cluster: str, line: int, image: RowImage) -> Pair:

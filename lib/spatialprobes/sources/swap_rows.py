@@ -12,18 +12,21 @@ Knows files and columns; what is in the columns is ``swap_pairs``' to know.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAX_ROW = 64_000_000  # bytes of a row: a picture of `images.MAX_BYTES` in base64, twice over
 MAX_LINES = 100  # that one row may take, by line breaks within quotes
-BATCH = 16  # rows of a parquet file held at once while indexing, beyond what pyarrow buffers
+BATCH = 16  # rows of a parquet file read at once
+BUFFER = 1 << 20  # bytes of a file read at once
 BOM = b"\xef\xbb\xbf"
 
 Place = tuple[int, int]  # where a row lies: (offset, bytes) in a TSV, (row group, row) in parquet, (row, 0) in a data set
@@ -60,28 +63,31 @@ class Tsv:
     def name(self) -> str:
         return str(self.path)
 
-    def rows(self) -> Iterator[Row | Bad]:
-        """The rows in order; values are bytes."""
-        with open(self.path, "rb") as file:
+    def rows(self, columns: Sequence[str]) -> Iterator[Row | Bad]:
+        """The rows in order, with the values of some columns, as bytes."""
+        with open(self.path, "rb", buffering=BUFFER) as file:
             for line, offset, size, fields in _records(file, self.start, self.line, len(self.columns)):
                 if isinstance(fields, str):
                     yield Bad(line, fields)
                 else:
-                    yield Row(line, (offset, size), dict(zip(self.columns, fields, strict=True)))
+                    yield Row(line, (offset, size), self._chosen(fields, columns))
 
-    def fetch(self, place: Place) -> dict[str, bytes]:
-        """The values of the row at a place. Raises ValueError where the file is not the one that was indexed."""
+    def fetch(self, place: Place, columns: Sequence[str]) -> dict[str, bytes]:
+        """Values of the row at a place. Raises ValueError where the file is not the one that was indexed."""
         offset, size = place
         with open(self.path, "rb") as file:
             _check_stamp(self.path, file, self.stamp)
             file.seek(offset)
-            fields = _fields(file.read(size))
-        return dict(zip(self.columns, fields, strict=True))
+            return self._chosen(_fields(file.read(size)), columns)
+
+    def _chosen(self, fields: list[bytes], columns: Sequence[str]) -> dict[str, bytes]:
+        return {column: fields[self.columns.index(column)] for column in columns}
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A parquet file; rows are read by row group, of which the last one used is held."""
+    """A parquet file. What is held of it is what pyarrow holds of one row group and column, a dictionary for instance, so files
+    with pictures are best written in small row groups (`row_group_size=100`)."""
 
     path: Path
     columns: tuple[str, ...]
@@ -91,22 +97,19 @@ class Parquet:
     def name(self) -> str:
         return str(self.path)
 
-    def rows(self) -> Iterator[Row | Bad]:
-        with pq.ParquetFile(self.path) as file:
-            line = 0
+    def rows(self, columns: Sequence[str]) -> Iterator[Row | Bad]:
+        line = 0
+        with _opened(self.path) as file:
             for group in range(file.num_row_groups):
-                row = 0
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(self.columns)):
-                    for values in batch.to_pylist():
-                        line += 1
-                        yield Row(line, (group, row), values)
-                        row += 1
+                for row, values in enumerate(_group_rows(file, group, columns)):
+                    line += 1
+                    yield Row(line, (group, row), values)
 
-    def fetch(self, place: Place) -> dict[str, Any]:
+    def fetch(self, place: Place, columns: Sequence[str]) -> dict[str, Any]:
         with open(self.path, "rb") as file:
             _check_stamp(self.path, file, self.stamp)
         group, row = place
-        return _row_group(self.path, self.stamp, group, self.columns).slice(row, 1).to_pylist()[0]
+        return _reader(self.path, self.stamp, group, tuple(columns)).at(row)
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,19 @@ class Dataset:
     columns: tuple[str, ...]
     name: str
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self, columns: Sequence[str]) -> Iterator[Row | Bad]:
         for number in range(len(self.data)):
-            yield Row(number + 1, (number, 0), self.fetch((number, 0)))
+            yield Row(number + 1, (number, 0), self.fetch((number, 0), columns))
 
-    def fetch(self, place: Place) -> dict[str, Any]:
-        return dict(self.data[place[0]])
+    def fetch(self, place: Place, columns: Sequence[str]) -> dict[str, Any]:
+        row = self.data[place[0]]
+        return {column: row[column] for column in columns}
 
 
-def open_rows(source: Any) -> Tsv | Parquet | Dataset:
+Rows = Tsv | Parquet | Dataset
+
+
+def open_rows(source: Any) -> Rows:
     """The rows of a file (parquet by its first bytes, else TSV), of a folder of `save_to_disk`, or of a data set as an object.
 
     Raises FileNotFoundError; ValueError for an empty file, a packed one, a header that can't be understood, and for a dictionary
@@ -145,6 +152,24 @@ def open_rows(source: Any) -> Tsv | Parquet | Dataset:
         if head[:2] == b"\x1f\x8b":
             raise ValueError(f"{path}: packed by gzip, where no row can be found by its place; unpack it first")
         return _tsv(path, file, stamp)
+
+
+def text(value: Any, name: str) -> str:
+    """A value as words, outer blanks removed; "" where there is none. Raises ValueError naming the column of what is no text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: not UTF-8 at byte {error.start}") from error
+    if isinstance(value, float) and value.is_integer():  # whole numbers beside empty cells, as pandas keeps them
+        value = int(value)
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{name} holds {type(value).__name__}, not text")
+    return str(value).strip()
 
 
 def _tsv(path: Path, file: BinaryIO, stamp: tuple[int, int]) -> Tsv:
@@ -200,7 +225,7 @@ def _records(file: BinaryIO, offset: int, line: int, width: int | None) -> Itera
             while not first.endswith(b"\n") and (first := file.readline(MAX_ROW)):
                 size += len(first)
             yield line, offset, size, f"longer than {MAX_ROW:,} bytes"
-        elif first.strip(b"\r\n"):
+        elif first not in (b"\n", b"\r\n", b"\r"):
             data, fields = _closed(file, first)
             if fields is None:
                 problem = f"a quote opens a field and is not closed within {MAX_LINES} lines"
@@ -271,7 +296,32 @@ def _check_stamp(path: Path, file: BinaryIO, stamp: tuple[int, int]) -> None:
         raise ValueError(f"{path} was changed since its rows were indexed; read it again")
 
 
-@lru_cache(maxsize=1)
-def _row_group(path: Path, stamp: tuple[int, int], group: int, columns: tuple[str, ...]) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=list(columns))
+def _opened(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)  # else a whole row group is read at once
+
+
+def _group_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(columns), use_threads=False):
+        yield from batch.to_pylist()
+
+
+class _Reader:
+    """Rows of one row group. Going on is cheap, going back begins anew; the last row is kept, since several things ask for it."""
+
+    def __init__(self, path: Path, group: int, columns: Sequence[str]):
+        self.path, self.group, self.columns, self.lock = path, group, columns, threading.Lock()
+        self.next, self.values = 0, {}
+        self.rest: Iterator[dict[str, Any]] = iter(())
+
+    def at(self, row: int) -> dict[str, Any]:
+        with self.lock:
+            if row < self.next - 1 or self.next == 0:
+                self.rest, self.next = _group_rows(_opened(self.path), self.group, self.columns), 0
+            while self.next <= row:
+                self.values, self.next = next(self.rest), self.next + 1
+            return self.values
+
+
+@lru_cache(maxsize=2)  # one for words, one for pictures
+def _reader(path: Path, stamp: tuple[int, int], group: int, columns: tuple[str, ...]) -> _Reader:
+    return _Reader(path, group, columns)
