@@ -22,6 +22,7 @@ from spatialprobes.probes.swap_resampling import (
     share_at_least,
     standing,
     summed,
+    times,
     units,
     with_q,
 )
@@ -56,8 +57,10 @@ def alignment(
 
     measure: "per_sample_mean", of the quads' cosines, or "mean_delta_alignment", the cosine of the two mean deltas.
     definition: "corrected" turns deltas so that above and far are positive: the alignment is positive where above goes with far.
-    "as_published" takes deltas as they are, so that an alignment also says which categories occur together and what any two
-    deltas share (the changed wording), and 100 shuffles, so that no p is below 1/101.
+    Both categories weigh alike in a mean delta, so that what any two deltas share (the changed wording) cancels there. In
+    per_sample_mean it does not where above occurs with far more often than with close: compare with a blank image there.
+    "as_published" takes deltas as they are, so that an alignment is above all what any two deltas share, and 100 shuffles, so
+    that no p is below 1/101.
 
     Intervals: cluster bootstrap of n draws (`swap_intervals.mean_value`, `mean_cosine`); NaN with fewer than 5 pictures.
 
@@ -93,7 +96,8 @@ def alignment(
             for definition in DEFINITIONS:
                 a, b = (np.reshape(sign, (-1, 1)) * x for sign, x in zip(signs[definition], (v, d), strict=True))
                 where = {"layer": layer, "variant": variant, "definition": definition, "n": int(keep.sum()), "clusters": count}
-                quads = _Quads(a[keep], b[keep], codes, count)
+                even = [_even(np.broadcast_to(sign, len(keep))[keep]) for sign in signs[definition]]
+                quads = _Quads(a[keep], b[keep], codes, count, tuple(even))
                 if count < 2:
                     found = [{"measure": name, "control": control} for name in MEASURES for control in ("none", "shuffled")]
                 elif definition == "corrected":
@@ -111,6 +115,7 @@ class _Quads(NamedTuple):
     distance: Float[np.ndarray, "quad width"]
     codes: Int[np.ndarray, " quad"]
     count: int
+    weight: tuple[Float[np.ndarray, " quad"], Float[np.ndarray, " quad"]]  # of each row in the two means
 
     def estimates(self, n: int, seed: int) -> tuple[Estimate, Estimate]:
         """Mean cosine of the quads, and cosine of the mean deltas."""
@@ -121,17 +126,24 @@ class _Quads(NamedTuple):
         return np.sum(units(self.vertical) * units(self.distance), axis=1)
 
     def sums(self) -> tuple[Float[np.ndarray, "cluster width"], Float[np.ndarray, "cluster width"]]:
-        return self.by_picture(self.vertical), self.by_picture(self.distance)
+        one, other = (weight[:, None] for weight in self.weight)
+        return self.by_picture(self.vertical * one), self.by_picture(self.distance * other)
 
     def by_picture(self, values):
         return summed(values, self.codes, self.count)
 
 
+def _even(signs: Int[np.ndarray, " quad"]) -> Float[np.ndarray, " quad"]:
+    """Weights of mean 1 with which each sign that there is weighs alike."""
+    _, place, counts = np.unique(signs, return_inverse=True, return_counts=True)
+    return len(signs) / (len(counts) * counts[place])
+
+
 def _corrected(quads: _Quads, m: int, n: int, seed: int) -> list[dict]:
     """Rows of both measures of sign-corrected deltas, and of their nulls."""
     first, second = quads.estimates(n, seed)
-    flips = coin_flips(m, quads.count, seed)
-    flipped = np.concatenate([each @ quads.by_picture(quads.cosines()) for each in flips]) / len(quads.codes)
+    by_picture = quads.by_picture(quads.cosines())
+    flipped = np.concatenate([sums for _, sums in times(coin_flips(m, quads.count, seed), by_picture)]) / len(quads.codes)
     turned = _mean_null(quads, m, seed)
     pairing = share_at_least(_pairings(quads, m, seed), first.estimate)
     return [
@@ -172,7 +184,7 @@ def _mean_null(quads: _Quads, m: int, seed: int) -> Float[np.ndarray, " shuffle"
     one, other = vertical.sum(axis=0), distance.sum(axis=0)
     adds = distance @ one + vertical @ other - 2 * (one @ other) * rows / rows.sum()
     scale = reach(quads.count) / NORMAL / np.sqrt((one @ one) * (other @ other))
-    return np.concatenate([flips @ adds for flips in coin_flips(m, quads.count, seed)]) * scale
+    return np.concatenate([sums for _, sums in times(coin_flips(m, quads.count, seed), adds)]) * scale
 
 
 def _two_sided(null: Float[np.ndarray, " shuffle"], found: Estimate) -> float:

@@ -12,6 +12,8 @@ Knows arrays alone.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ class Estimate(NamedTuple):
     high: float
 
 
+@functools.lru_cache(maxsize=4)  # layers share them
 def weights(count: int, n: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
     """How often each of n bootstrap draws takes each cluster. Raises ValueError for n < 100."""
     if n < 100:
@@ -69,25 +72,32 @@ def mean_value(
 
 
 def cross_cosine(
-    sums: Float[np.ndarray, "cluster width"], rows: Float[np.ndarray, " cluster"], resampled: Float[np.ndarray, "draw cluster"]
+    sums: Float[np.ndarray, "part cluster width"],
+    rows: Float[np.ndarray, "part cluster"],
+    resampled: Float[np.ndarray, "draw cluster"],
 ) -> Estimate:
-    """Mean cosine of unit rows of different clusters; sums: of the unit rows; at least 2 clusters.
+    """Mean cosine of unit rows of different clusters, the part of each of the two drawn by a fair coin.
+
+    sums, rows: of the unit rows of each part (category), and their number. One part with one row a cluster: the mean of the upper
+    triangle of the cosine matrix. Parts weigh alike, and pairs within and between them are averaged apart, so that what adds to
+    one and takes from the other cancels exactly. NaN where two parts have no rows on two different clusters.
 
     Studentised bootstrap (Davison & Hinkley 1997, 5.2), each draw by its own jackknife. Two draws of one cluster are two clusters
-    alike, not one with itself: of a draw only its pairs with itself are left out. With one row a cluster the estimate is the mean
-    of the upper triangle of the cosine matrix.
+    alike, not one with itself: of a draw only its pairs with itself are left out.
     """
-    once = np.ones((1, len(rows)))
-    if len(rows) < LEAST_CLUSTERS:
-        return Estimate(float(_cross_draws(sums, rows, once)[0][0]), np.nan, np.nan)
-    (estimate,), (error,) = _cross_draws(sums, rows, once)
-    drawn, errors = _cross_draws(shortened(sums, rows), rows, resampled)
-    if not error > 0:  # all alike
-        return Estimate(float(estimate), float(estimate), float(estimate))
-    there = errors > 0
+    clusters = rows.shape[1]
+    (estimate,), (error,) = _cross_draws(sums, rows, np.ones((1, clusters)))
+    estimate = float(estimate)
+    if clusters < LEAST_CLUSTERS or not np.isfinite(error):
+        return Estimate(estimate, np.nan, np.nan)
+    mean = np.mean(sums.sum(axis=1) / rows.sum(axis=1)[:, None], axis=0)
+    kept = _kept(max(estimate, 0.0), float(mean @ mean))
+    drawn, errors = _cross_draws(sums - (1 - kept) * rows[:, :, None] * mean, rows, resampled)
+    there = errors > 0  # false for draws that lack a part
+    if not error > 0 or there.mean() < 0.9:
+        return Estimate(estimate, np.nan, np.nan)
     far = np.quantile((drawn[there] - max(estimate, 0.0)) / errors[there], [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
-    low, high = np.clip(estimate - far * error, -1, 1)
-    return _around(float(estimate), low, high)
+    return _around(estimate, *np.clip(estimate - far * error, -1, 1))
 
 
 def mean_cosine(
@@ -117,33 +127,46 @@ def shortened(
 ) -> Float[np.ndarray, "cluster width"]:
     """The same deviations around a mean as long as products of different clusters say; 0 where they say less than that."""
     total, n = sums.sum(axis=0), rows.sum()
-    squared = float(total @ total) / n**2
-    if not squared > 0:
-        return sums
     wanted = max(float(total @ total - np.sum(sums**2)) / (n**2 - rows @ rows), 0.0)
-    kept = np.sqrt(min(wanted / squared, 1.0))
-    return sums - (1 - kept) * rows[:, None] * total / n
+    return sums - (1 - _kept(wanted, float(total @ total) / n**2)) * rows[:, None] * total / n
+
+
+def _kept(wanted: float, squared: float) -> float:
+    """By what to multiply a mean of that squared length for the wanted one; never more than 1."""
+    return float(np.sqrt(min(wanted / squared, 1.0))) if squared > 0 else 1.0
 
 
 def _cross_draws(sums, rows, drawn) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
-    """Mean cosine of rows of different draws, and its jackknife standard error, for each row of counts."""
-    own, count = np.sum(sums**2, axis=1), len(rows)
+    """Mean cosine of rows of different draws, and its jackknife standard error, for each row of counts; NaN for none."""
     found, errors = [], []
+    parts, count = rows.shape
     start = 0
     for size in sizes(len(drawn), count):
         counts = drawn[start : start + size]
         start += size
-        total, n = counts @ sums, counts @ rows
-        products = np.sum(total**2, axis=1) - counts @ own
-        pairs = n**2 - counts @ rows**2
-        left = products[:, None] - 2 * (total @ sums.T - own)
-        of = pairs[:, None] - 2 * (n[:, None] - rows) * rows
-        with np.errstate(divide="ignore", invalid="ignore"):  # a draw that leaves no two clusters is not counted below
-            without = np.where(of > 0, left / of, 0.0)
-        mean = np.sum(counts * without, axis=1) / count
-        found.append(products / pairs)
-        errors.append(np.sqrt((count - 1) / count * np.sum(counts * (without - mean[:, None]) ** 2, axis=1)))
+        mean, without = np.zeros(len(counts)), np.zeros((len(counts), count))
+        for one, other in itertools.combinations_with_replacement(range(parts), 2):
+            share = (1 if one == other else 2) / parts**2
+            all_of_it, left = _ratio(counts, sums[one], sums[other], rows[one], rows[other])
+            mean += share * all_of_it
+            without += share * left
+        spread = without - (np.sum(counts * without, axis=1) / count)[:, None]
+        found.append(mean)
+        errors.append(np.sqrt((count - 1) / count * np.sum(counts * spread**2, axis=1)))
     return np.concatenate(found), np.concatenate(errors)
+
+
+def _ratio(counts, one, other, rows_one, rows_other):
+    """Mean product of rows of `one` and `other` of different draws, and the same without one draw of each cluster."""
+    own, own_rows = np.sum(one * other, axis=1), rows_one * rows_other
+    first, second, n_first, n_second = counts @ one, counts @ other, counts @ rows_one, counts @ rows_other
+    products, pairs = np.sum(first * second, axis=1) - counts @ own, n_first * n_second - counts @ own_rows
+    left = products[:, None] - first @ other.T - second @ one.T + 2 * own
+    left_pairs = pairs[:, None] - np.outer(n_first, rows_other) - np.outer(n_second, rows_one) + 2 * own_rows
+    with np.errstate(divide="ignore", invalid="ignore"):
+        all_of_it = np.where(pairs > 0.5, products / pairs, np.nan)
+        # without a cluster that was not drawn counts for nothing, whatever it says
+        return all_of_it, np.where(counts > 0, np.where(left_pairs > 0.5, left / left_pairs, np.nan), 0.0)
 
 
 def _cosine(one: Float[np.ndarray, "*draw width"], other: Float[np.ndarray, "*draw width"]) -> Float[np.ndarray, "*draw"]:

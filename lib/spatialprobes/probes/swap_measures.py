@@ -3,19 +3,19 @@
 Cosines of deltas (swapped - original). Alignment between groups is in ``swap_alignment``, right answers in ``swap_accuracy``;
 both can be had from here. Knows states and tables; knows nothing of models and figures.
 
-What a consistency is an estimate of: the mean cosine of the deltas of two pairs on two different pictures. The published number,
-the mean over all pairs of deltas, also counts those of one picture, which are alike for other reasons; it is kept in the column
-`upper_triangle`, and is the same where each picture has one pair.
+What a consistency is an estimate of: the mean cosine of the deltas of two pairs on two different pictures; of a group, with the
+category of each of the two drawn by a fair coin. The published number is the mean over all pairs of deltas. It also counts those
+of one picture, which are alike for other reasons; and in a group what any two deltas share adds to it where one category is rarer,
+and takes a little away where both are as frequent, since no delta is paired with itself. It is kept in the column `upper_triangle`;
+within a category the two are the same where each picture has one pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
 from spatialprobes.pairs import GROUP_OF, GROUPS, SIGN
 from spatialprobes.probes.swap_accuracy import accuracy, reliable, variants
@@ -28,13 +28,13 @@ from spatialprobes.probes.swap_resampling import (
     label_shuffles,
     reduced,
     share_at_least,
-    sizes,
     standing,
     summed,
+    times,
     units,
     with_q,
 )
-from spatialprobes.probes.swap_states import Layer, States
+from spatialprobes.probes.swap_states import States
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -84,8 +84,8 @@ def consistency(
     delta is as likely as its opposite. It does not exclude a direction that any two deltas share because the wording changed,
     whatever the relation: that survives here, in a category's number as in its opposite's. "group": the labels left and right
     (above, under; far, close) are dealt anew to pairs, counts kept, pictures whole; the null is that the category says nothing
-    about the delta. A direction of the wording cancels there where both categories are balanced, and is in estimate and null
-    alike where they are not (the null's mean shows it). Neither excludes that the direction is the answer's word, not a place.
+    about the delta. A direction of the wording cancels there, as both categories weigh alike. Neither excludes that the direction
+    is the answer's word, not a place.
 
     Where nothing can be said the numbers are NaN and n says why. Raises ValueError for m < 10,000, n < 100, and answers that do
     not fit the pairs.
@@ -94,7 +94,7 @@ def consistency(
     masks = variants(answers, states.pairs) if answers is not None else {"all": np.ones(len(states), bool)}
     trusted = reliable(answers, threshold=threshold, seed=seed) if answers is not None else dict.fromkeys(GROUP_OF)
     kinds = [("within", name, (name,)) for name in GROUP_OF] + [("group", name, pair) for name, pair in GROUPS.items()]
-    deltas = {layer: states.delta(layer) for layer in states.layers}
+    deltas = {layer: np.asarray(states.delta(layer), float) for layer in states.layers}
     tables = {}
     for variant, mask in masks.items():
         if variant == "all_with_validity":
@@ -106,8 +106,8 @@ def consistency(
             flags = [trusted[category] for category in categories]
             where = {"variant": variant, "measure": measure, "of": name, "reliable": None if None in flags else all(flags)}
             part = states.pairs.iloc[chosen]
-            for layer, control, found in _by_layer(deltas, chosen, part, measure, m, n, seed):
-                rows.append({"layer": layer, "control": control, **where, **found})
+            for layer, delta in deltas.items():
+                rows += [{"layer": layer, **where, **row} for row in _rows(delta[chosen], part, measure, m, n, seed)]
         tables[variant] = pd.DataFrame(rows, columns=COLUMNS)
     table = with_q(pd.concat(tables.values(), ignore_index=True), ["variant", "measure", "of"])
     order = {layer: place for place, layer in enumerate(states.layers)}
@@ -123,64 +123,82 @@ class _Sample(NamedTuple):
     codes: Int[np.ndarray, " n"]
     count: int
 
+    @property
+    def rows(self) -> Float[np.ndarray, " cluster"]:
+        return np.bincount(self.codes, minlength=self.count).astype(float)
 
-def _by_layer(deltas, chosen, part: pd.DataFrame, measure: str, m: int, n: int, seed: int) -> Iterator[tuple[Layer, str, dict]]:
-    """(layer, control, numbers); what is drawn is drawn once for all layers in which the same deltas stand."""
-    drawn: dict[bytes, tuple] = {}
-    labels = part["category"].map(SIGN).to_numpy(np.int8)
-    for layer, delta in deltas.items():
-        delta = np.asarray(delta[chosen], float)
-        there = standing(delta)
-        codes, count = coded(part["cluster"].to_numpy()[there])
-        unit = units(delta[there])
-        sample = _Sample(reduced(unit) if len(unit) else unit, labels[there], codes, count)
-        if there.tobytes() not in drawn and count > 1:
-            shuffles = label_shuffles(sample.labels, codes, m, seed) if measure == "group" else None
-            drawn[there.tobytes()] = weights(count, n, seed), shuffles
-        resampled, shuffles = drawn.get(there.tobytes(), (None, None))
-        size = {"n": len(unit), "clusters": count}
-        published = _published(sample.unit * sample.labels[:, None])
-        if count < 2:
-            yield layer, "none", size | published
-            yield layer, "shuffled", size
-            continue
-        turned = summed(sample.unit * sample.labels[:, None], codes, count)
-        estimate, low, high = cross_cosine(turned, np.bincount(codes).astype(float), resampled)
-        null = _coin_null(sample, m, seed) if measure == "within" else _label_null(sample, shuffles)
-        p = share_at_least(null, estimate)
-        yield layer, "none", size | published | {"estimate": estimate, "low": low, "high": high, "p": p}
-        low, high = np.quantile(null, [0.025, 0.975])
-        yield layer, "shuffled", size | {"estimate": float(null.mean()), "low": float(low), "high": float(high)}
+    @property
+    def between(self) -> float:
+        """Ordered pairs of deltas of different pictures."""
+        return float(len(self.codes) ** 2 - self.rows @ self.rows)
+
+
+def _rows(delta: Float[np.ndarray, "n width"], part: pd.DataFrame, measure: str, m: int, n: int, seed: int) -> list[dict]:
+    """The estimate and its null, of the deltas of one layer and their pairs."""
+    there = standing(delta)
+    codes, count = coded(part["cluster"].to_numpy()[there])
+    labels = part["category"].map(SIGN).to_numpy(np.int8)[there]
+    sample = _Sample(reduced(units(delta[there])), labels, codes, count)
+    size = {"n": len(labels), "clusters": count}
+    turned = sample.unit * labels[:, None]
+    parts = [labels == label for label in ((1, -1) if measure == "group" else np.unique(labels))]
+    none, shuffled = {"control": "none", **size, **_published(turned)}, {"control": "shuffled", **size}
+    if count < 2:
+        return [none, shuffled]
+    sums = np.stack([summed(turned * part[:, None], codes, count) for part in parts])
+    rows = np.stack([summed(part.astype(float), codes, count) for part in parts])
+    found = cross_cosine(sums, rows, weights(count, n, seed))
+    if not np.isfinite(found.estimate):
+        return [none, shuffled]
+    null = (_coin_null if measure == "within" else _label_null)(sample, m, seed)
+    low, high = np.quantile(null, [0.025, 0.975])
+    return [
+        none | found._asdict() | {"p": share_at_least(null, found.estimate)},
+        shuffled | {"estimate": float(null.mean()), "low": float(low), "high": float(high)},
+    ]
 
 
 def _coin_null(sample: _Sample, m: int, seed: int) -> Float[np.ndarray, " shuffle"]:
     """The estimate where each picture's deltas change sign together."""
-    sums, rows = summed(sample.unit, sample.codes, sample.count), np.bincount(sample.codes)
-    own, between = np.sum(sums**2), len(sample.unit) ** 2 - rows @ rows
-    null = [np.sum((flips @ sums) ** 2, axis=1) for flips in coin_flips(m, sample.count, seed)]
-    return (np.concatenate(null) - own) / between
+    sums = summed(sample.unit, sample.codes, sample.count)
+    flipped = times(coin_flips(m, sample.count, seed), reduced(sums))
+    return (np.concatenate([np.sum(total**2, axis=1) for _, total in flipped]) - np.sum(sums**2)) / sample.between
 
 
-def _label_null(sample: _Sample, shuffles: Int[np.ndarray, "shuffle n"]) -> Float[np.ndarray, " shuffle"]:
+def _label_null(sample: _Sample, m: int, seed: int) -> Float[np.ndarray, " shuffle"]:
     """The estimate under other labels of the same deltas."""
-    rows = np.bincount(sample.codes)
-    within = _within(sample.unit, sample.codes)
-    null, start = [], 0
-    for size in sizes(len(shuffles), len(sample.unit)):
-        labels = shuffles[start : start + size].astype(float)
-        own = np.sum((labels @ within) * labels, axis=1)
-        null.append(np.sum((labels @ sample.unit) ** 2, axis=1) - own)
-        start += size
-    return np.concatenate(null) / (len(sample.unit) ** 2 - rows @ rows)
+    one, other = _neighbours(sample.codes)
+    cosines = np.einsum("ij,ij->i", sample.unit[one], sample.unit[other])
+    beside = np.bincount(one, cosines, len(sample.codes)) + np.bincount(other, cosines, len(sample.codes))
+    whole, (n_plus, n_minus) = sample.unit.sum(axis=0), (np.count_nonzero(sample.labels == label) for label in (1, -1))
+    pairs = [
+        summed((sample.labels == a) * 1.0, sample.codes, sample.count)
+        @ summed((sample.labels == b) * 1.0, sample.codes, sample.count)
+        for a, b in ((1, 1), (-1, -1), (1, -1))
+    ]
+    null = []
+    for labels, total in times(label_shuffles(sample.labels, sample.codes, m, seed), sample.unit):
+        alike = (labels[:, one] * labels[:, other]) @ cosines + cosines.sum()  # twice the cosines of neighbours of one label
+        lean, along = labels @ beside, 2 * total @ whole
+        even = whole @ whole + np.sum(total**2, axis=1)
+        # products of the sums under + and under -, less those of each picture with itself
+        plus = (even + along) / 4 - (n_plus + (alike + lean) / 2)
+        minus = (even - along) / 4 - (n_minus + (alike - lean) / 2)
+        between = (2 * (whole @ whole) - even) / 4 - (cosines.sum() - alike / 2)
+        found = plus / (n_plus**2 - pairs[0]) + minus / (n_minus**2 - pairs[1]) - 2 * between / (n_plus * n_minus - pairs[2])
+        null.append(found / 4)
+    return np.concatenate(null)
 
 
-def _within(unit: Float[np.ndarray, "n width"], codes: Int[np.ndarray, " n"]) -> csr_array:
-    """Cosines of the rows of one cluster, 0 elsewhere, [n, n]."""
+def _neighbours(codes: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " two"], Int[np.ndarray, " two"]]:
+    """Every two rows of one picture."""
     order = np.argsort(codes, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-    left = np.concatenate([np.repeat(rows, len(rows)) for rows in groups])
-    right = np.concatenate([np.tile(rows, len(rows)) for rows in groups])
-    return csr_array((np.einsum("ij,ij->i", unit[left], unit[right]), (left, right)), shape=(len(unit), len(unit)))
+    ends = np.cumsum(np.bincount(codes))[codes[order]]  # where the picture of each row ends, in that order
+    places = np.arange(len(codes))
+    later = ends - places - 1
+    one = np.repeat(places, later)
+    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(later) - later, later)
+    return order[one], order[other]
 
 
 def _published(unit: Float[np.ndarray, "n width"]) -> dict[str, float]:

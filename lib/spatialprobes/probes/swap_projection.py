@@ -49,9 +49,9 @@ def projection(states: States, layers: Sequence[Layer], *, components: int = 3, 
     """Places of deltas, originals and swapped states along principal axes: one row a pair, layer and kind.
 
     Columns: layer, pair, category, group, kind ("delta", "original", "swapped"), pc1 .. (in units of the states), share1 .. (of
-    the variance of the rows of its space, what lies along the axis). reference: a basis from `fit`, of one scale, so that all scales
-    share its axes; of the states themselves where None. Raises ValueError as `fit`, and for a basis of another layer, width or
-    number of components.
+    the variance of the rows of its space, what lies along the axis). reference: a basis from `fit`, of one scale, so that all
+    scales share its axes; of the states themselves where None. Raises ValueError as `fit`, and for a basis of another layer,
+    width or number of components.
     """
     basis = fit(states, layers, components=components) if reference is None else reference
     frames = []

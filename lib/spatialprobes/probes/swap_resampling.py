@@ -5,6 +5,7 @@ Pictures (clusters) are what is shuffled, never questions alone. Knows arrays; k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,10 @@ def reduced(x: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n rank"]:
     return x if x.shape[1] <= len(x) else np.linalg.qr(x.T, mode="r").T
 
 
-def coin_flips(m: int, count: int, seed: int) -> Iterator[Float[np.ndarray, "shuffle cluster"]]:
-    """Blocks of random signs, m rows in all."""
-    generator = np.random.default_rng(check_seed(seed))
-    for size in sizes(m, count):
-        yield generator.integers(0, 2, (size, count)) * 2.0 - 1
+@functools.lru_cache(maxsize=4)  # layers and variants share them
+def coin_flips(m: int, count: int, seed: int) -> Int[np.ndarray, "shuffle cluster"]:
+    """Random signs, int8."""
+    return np.random.default_rng(check_seed(seed)).integers(0, 2, (m, count), np.int8) * np.int8(2) - np.int8(1)
 
 
 def label_shuffles(
@@ -68,17 +68,33 @@ def label_shuffles(
     The count of each label stays, and so does how many of each a cluster may hold: rows of one picture stand together. With one
     row a cluster it is a plain permutation.
     """
-    generator = np.random.default_rng(check_seed(seed))
+    return _shuffles(labels.tobytes(), labels.dtype.str, codes.astype(np.int64).tobytes(), m, check_seed(seed))
+
+
+@functools.lru_cache(maxsize=4)  # the same for all layers in which the same deltas stand
+def _shuffles(labels: bytes, kind: str, codes: bytes, m: int, seed: int) -> Int[np.ndarray, "shuffle n"]:
+    labels, codes = np.frombuffer(labels, kind), np.frombuffer(codes, np.int64)
+    generator = np.random.default_rng(seed)
     dealt = np.empty((m, len(labels)), labels.dtype)
     order = np.argsort(codes, kind="stable")
     size_of = np.bincount(codes)[codes[order]]
     for size in np.unique(size_of):
         rows = order[size_of == size].reshape(-1, size)  # [cluster, row of it]
-        blocks = np.broadcast_to(labels[rows], (m, *rows.shape))
         places = generator.permuted(np.broadcast_to(np.arange(len(rows), dtype=np.int32), (m, len(rows))), axis=1)
-        moved = np.take_along_axis(blocks, places[:, :, None], axis=1)
+        moved = labels[rows][places]
         dealt[:, rows] = generator.permuted(moved, axis=2) if size > 1 else moved
     return dealt
+
+
+def times(
+    relabelled: Int[np.ndarray, "shuffle n"], values: Float[np.ndarray, n * width]
+) -> Iterator[tuple[Float[np.ndarray, "block n"], Float[np.ndarray, block * width]]]:
+    """Blocks of the relabellings as numbers, and their products with the values."""
+    start = 0
+    for size in sizes(len(relabelled), len(values)):
+        block = relabelled[start : start + size].astype(float)
+        yield block, block @ values
+        start += size
 
 
 def sizes(total: int, width: int) -> list[int]:
