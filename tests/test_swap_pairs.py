@@ -9,6 +9,8 @@ import re
 import sys
 import tracemalloc
 import types
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -353,6 +355,20 @@ def test_parquet_holds_the_same_pairs(tmp_path):
         assert (one.original.question, one.category, one.cluster) == (other.original.question, other.category, other.cluster)
         assert (np.asarray(one.original.image()) == np.asarray(other.original.image())).all()
     assert pickle.loads(pickle.dumps(data.pairs[2])).original.image().getpixel((0, 0)) == (2, 0, 0)
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=1)
+    with pytest.raises(ValueError, match=r"a\.parquet was changed since its rows were indexed"):
+        data.pairs[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 11), max_size=12), st.integers(1, 12))
+def test_rows_of_parquet_in_any_order(tmp_path_factory, order, group):
+    path = tmp_path_factory.mktemp("parquet") / "a.parquet"
+    pd.DataFrame([record(i) for i in range(12)]).to_parquet(path, row_group_size=group)
+    data = read(path)
+    assert [(pair.id, pair.original.image().getpixel((0, 0))[0]) for pair in map(data.pairs.__getitem__, order)] == [
+        (str(i), i) for i in order
+    ]
 
 
 def test_parquet_of_picture_bytes(tmp_path):
@@ -473,6 +489,22 @@ def test_image_paths_stay_within_their_folder(tmp_path):
         read(tmp_path / "a.tsv", images=tmp_path / "none")
 
 
+def test_real_photographs_in_base64_and_by_path(tmp_path):
+    root = os.environ.get("SPATIALPROBES_REAL_DATA")
+    if root is None:
+        pytest.skip("SPATIALPROBES_REAL_DATA is not set: no real photographs here")
+    photos = sorted((Path(root) / "photos").glob("*.jpg"))
+    records = [record(i, image_path=photo.name) for i, photo in enumerate(photos)]
+    for one, photo in zip(records, photos, strict=True):
+        one["image_base64"] = base64.b64encode(photo.read_bytes()).decode()
+    inside = read(table(tmp_path / "a.tsv", records), check_images=True)
+    beside = read(table(tmp_path / "b.tsv", records, columns=("image_path", *COLUMNS[1:])), images=Path(root) / "photos")
+    assert len(inside.pairs) == len(beside.pairs) == len(photos) >= 2
+    for one, other, photo in zip(inside.pairs, beside.pairs, photos, strict=True):
+        expected = np.asarray(open_image(photo))
+        assert (np.asarray(one.original.image()) == expected).all() and (np.asarray(other.swapped.image()) == expected).all()
+
+
 # ---- out and in again ----
 def test_lab_pairs_written_are_the_same_when_read(tmp_path):
     pairs = lab_pairs(4, 3, perspective=0.5)
@@ -488,6 +520,22 @@ def test_lab_pairs_written_are_the_same_when_read(tmp_path):
                 assert read_member.meta[role] == member.meta[role]
     again = write(data.pairs, tmp_path / "again.tsv")
     assert again.read_bytes() == (tmp_path / "new/lab.tsv").read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts.filter(str.strip), texts.filter(str.strip))
+def test_any_words_that_are_written_are_read(tmp_path_factory, one, other):
+    (pair,) = lab_pairs(1, 3, ("above",))
+    pair = replace(pair, original=replace(pair.original, question=one), swapped=replace(pair.swapped, question=other))
+    path = write([pair], tmp_path_factory.mktemp("tsv") / "a.tsv")
+    assert slow(path)[1][1:3] == [one, other]
+    found = read(path)
+    if one.strip() == other.strip():
+        assert found.problems["problem"].item() == "original_question and swapped_question are the same"
+    elif found.problems.empty:
+        assert [member.question for member in found.pairs[0].members] == [one.strip(), other.strip()]
+    else:  # as many tabs in quotes as a row of its own has
+        assert "behind the tabs of a whole row" in found.problems["problem"][0] and (one + other).count("\t") >= 8
 
 
 def test_what_can_not_be_written_leaves_the_older_file(tmp_path):

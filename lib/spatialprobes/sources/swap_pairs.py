@@ -44,7 +44,7 @@ COLUMNS = ("image_base64", *NEEDED, "group", *NAMES)  # of the study's TSV, and 
 MEANS = {"below": "under", "beneath": "under", "near": "close", "nearby": "close", "distant": "far"}  # the study's synonyms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SwapData:
     """pairs: those that are right, made when asked for. quads: see `read`. problems: [line, problem] of the rows left out, and of
     those that make no quad where quads were asked for. rows: [line, pair, question_id, category, group, cluster], one row a pair.
@@ -67,7 +67,7 @@ class SwapData:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowPairs(Sequence[Pair]):
     """Pairs of the rows of a table, each made anew whenever it is asked for: what is held is where each row lies."""
 
@@ -175,11 +175,11 @@ def write(pairs: Iterable[Pair], path: str | Path) -> Path:
                 if pair.id in seen:
                     raise ValueError(f"two pairs have the id {pair.id!r}")
                 seen.add(pair.id)
-                picture = base64.b64encode(png_bytes(open_image(pair.original.image, name=pair.id))).decode()
+                encoded = base64.b64encode(png_bytes(open_image(pair.original.image, name=pair.id))).decode()
                 questions = [member.question for member in pair.members]
                 answers = [member.answer for member in pair.members]
                 names = (pair.id, pair.original.meta.get("question_id") or pair.id)
-                out.writerow([picture, *questions, *answers, pair.category, pair.group, *names])
+                out.writerow([encoded, *questions, *answers, pair.category, pair.group, *names])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -270,6 +270,6 @@ def _roles(texts: dict[str, str]) -> tuple[tuple[str | None, str | None], tuple[
     """((subject, reference) of the original, of the swapped): the columns', where both stand in both questions, else as found."""
     subject, reference = texts["subject"], texts["reference"]
     questions = [texts[name] for name in QUESTIONS]
-    if subject and reference and all(word.lower() in text.lower() for word in (subject, reference) for text in questions):
+    if subject and reference and all(word.lower() in question.lower() for word in (subject, reference) for question in questions):
         return (subject, reference), (reference, subject)
     return roles(*questions) or ((None, None), (None, None))
