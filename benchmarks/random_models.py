@@ -96,6 +96,7 @@ def _llava(shape: Shape, device: torch.device) -> VLM:
 
 def _qwen(shape: Shape, device: torch.device) -> VLM:
     width, heads, layers, wide = shape.tower
+    tied = {"tie_word_embeddings": True}  # as in the 3B
     text, size = shape.text[0], shape.text[0] // shape.text[1]
     sections = [size // 8, size // 16 * 3, size // 16 * 3]  # of time, row and column, as published: 16, 24 and 24 of 64
     vision = dict(
@@ -103,9 +104,9 @@ def _qwen(shape: Shape, device: torch.device) -> VLM:
         temporal_patch_size=2, window_size=8 * shape.patch, fullatt_block_indexes=[*range(7, layers, 8)], out_hidden_size=text,
     )  # fmt: skip
     config = Qwen2_5_VLConfig(
-        text_config=_text(shape) | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}},
+        text_config=_text(shape) | tied | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}},
         vision_config=vision, image_token_id=ID["<image>"], video_token_id=ID["<spare0>"],
-        vision_start_token_id=ID["<spare1>"], vision_end_token_id=ID["<spare2>"], **SPECIAL_IDS,
+        vision_start_token_id=ID["<spare1>"], vision_end_token_id=ID["<spare2>"], **tied, **SPECIAL_IDS,
     )  # fmt: skip
     area = shape.side**2
     images = Qwen2VLImageProcessorPil(

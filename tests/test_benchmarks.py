@@ -29,8 +29,8 @@ def benchmarks():
 
 @pytest.fixture(scope="module")
 def scripts(benchmarks):
-    """The modules attention_rows and answers, by name."""
-    names = ("attention_rows", "answers")
+    """The modules attention_rows, answers, random_models and swap_extraction, by name."""
+    names = ("attention_rows", "answers", "random_models", "swap_extraction")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in names}
@@ -219,6 +219,63 @@ def test_questions_are_as_many_a_picture_as_asked_for(scripts):
     assert all(pictures[one.cluster] == id(one.image) for one in asked)
     assert len({one.group for one in asked}) > 10
     assert len({one.cluster for one in scripts["answers"].questions(20, 1)}) == 20
+
+
+def test_states_and_answers_of_swap_pairs_are_timed_only_if_equal(scripts, tmp_path, capsys, monkeypatch):
+    script = scripts["swap_extraction"]
+    script.main(["--quick", "--repetitions", "1", "--out", str(tmp_path / "swap.json")])
+    content, printed = json.loads((tmp_path / "swap.json").read_text()), capsys.readouterr().out
+    check_schema(content)
+    assert all(r["name"] in printed for r in content["results"] + content["floors"])
+    assert all(bar["bar"] in printed for bar in content["bars"])
+    for kind in (script.ONE, script.TWO):
+        assert content["compared"][kind]["pairs"] == 2
+        assert content["compared"][kind]["answers_equal"] == 1
+        assert 0 < content["compared"][kind]["largest_difference"] < 1e-4
+    measured = {r["name"]: r["median"] for r in content["results"]}
+    for way in (script.FORCED, script.ENDED, script.WHOLE, script.STORED):
+        ours, theirs = (measured[f"{script.ONE}, {name}, rate"] for name in (script.OURS, way))
+        assert measured[f"{script.ONE}, {way}, over ours"] == pytest.approx(ours / theirs, rel=2e-3)
+    speed, room = content["bars"]
+    assert speed["met"] == (speed["measured"] >= 15)
+    assert room["met"] == (room["measured"] < 2)
+    assert room["measured"] >= content["memory"]["before, GB"] > 0
+
+    vlm = script.VLM.load(script.LAB, dtype="float32")
+    pairs, sizes = script.asked(6)[script.ONE], script.QUICK
+    assert len({one.cluster for one in pairs}) == 6
+    assert len({one.cluster for one in script.asked(6)[script.TWO]}) == 3
+    hidden, tokens = script.one_question(vlm, pairs[0].original, min_new_tokens=20, max_new_tokens=20)
+    assert list(hidden) == [*range(1, vlm.n_layers + 1)]
+    assert len(tokens) == 20
+    one_question = script.one_question
+
+    def moved(*args, **options):
+        hidden, tokens = one_question(*args, **options)
+        return hidden | {3: hidden[3] + 2e-4}, tokens
+
+    monkeypatch.setattr(script, "one_question", moved)
+    with pytest.raises(AssertionError, match=r"original, layer 3: states differ by 0\.000\d+, more than 0\.0001"):
+        script.check(vlm, pairs, sizes)
+    monkeypatch.setattr(script, "one_question", lambda *args, **options: (hidden, [5] * 20))
+    with pytest.raises(AssertionError, match=r"original: ours '.+', one at a time '.*', forced"):
+        script.check(vlm, pairs, sizes)
+
+
+@pytest.mark.parametrize("shape", ["llava-1.5-7b", "qwen2.5-vl-3b"])
+def test_random_models_of_published_shapes_run_both_ways(scripts, shape):
+    """Small ones; the published sizes are of a GPU, where they are only looked at here."""
+    script, models = scripts["swap_extraction"], scripts["random_models"]
+    vlm = script.load(shape, torch.device("cpu"), quick=True)
+    for pairs in script.asked(2).values():
+        assert script.check(vlm, pairs, script.QUICK)["answers_equal"] == 1
+    cells = 56 // 14 // (2 if "qwen" in shape else 1)
+    assert vlm.encode([pairs[0].original]).spans[0].grid == (cells, cells)
+    whole = models.build(models.SHAPES[shape], torch.device("meta")).model
+    parameters = {"llava-1.5-7b": 7.06e9, "qwen2.5-vl-3b": 3.75e9}[shape]
+    assert sum(one.numel() for one in whole.parameters()) == pytest.approx(parameters, rel=0.01)
+    with pytest.raises(SystemExit, match="too large for a CPU; use --device cuda, or --quick"):
+        script.main(["--shape", shape])
 
 
 def test_committed_results_have_the_schema():
