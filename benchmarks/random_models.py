@@ -103,8 +103,9 @@ def _qwen(shape: Shape, device: torch.device) -> VLM:
         depth=layers, hidden_size=width, intermediate_size=wide, num_heads=heads, patch_size=shape.patch, spatial_merge_size=2,
         temporal_patch_size=2, window_size=8 * shape.patch, fullatt_block_indexes=[*range(7, layers, 8)], out_hidden_size=text,
     )  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     config = Qwen2_5_VLConfig(
-        text_config=_text(shape) | tied | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}},
+        text_config=_text(shape) | tied | {"rope_parameters": rope},
         vision_config=vision, image_token_id=ID["<image>"], video_token_id=ID["<spare0>"],
         vision_start_token_id=ID["<spare1>"], vision_end_token_id=ID["<spare2>"], **tied, **SPECIAL_IDS,
     )  # fmt: skip
