@@ -154,8 +154,10 @@ def test_a_doctored_verdict_is_found(tmp_path):
 
 
 def test_markdown_keeps_its_columns():
-    text = markdown([make(), make(caveat="a | b\nc", low=0.1, high=0.24, estimate=0.2)])
+    other = make(id="other", caveat="a | b\nc", low=0.1, high=0.24, estimate=0.2)
+    text = markdown([make(), other, make(model="lab-two", caveat="small"), make(id="other", model="lab-two", caveat="a | b\nc")])
     lines = text.strip().split("\n")
-    assert lines[2] == "| Spatial answers need order. | lab-llava | `low > .25` | 0.4 [0.3, 0.5] | 600 | **holds** |"
-    assert "a \\| b c" in lines[3] and lines[3].endswith("**fails** |")
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    first = "lab-llava: 0.4 [0.3, 0.5], 600, **holds**<br>lab-two: 0.4 [0.3, 0.5], 600, **holds** *small*"
+    assert lines[2] == f"| Spatial answers need order. | `low > .25` | {first} |"
+    assert lines[3].startswith("| Spatial answers need order.<br>*a \\| b c* |") and "**fails**<br>lab-two" in lines[3]
+    assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1

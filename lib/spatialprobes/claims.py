@@ -93,14 +93,26 @@ def load_claims(path: str | Path) -> list[Claim]:
 
 
 def markdown(claims: Iterable[Claim]) -> str:
-    """A GitHub table of the claims: what is claimed, of which model, by which rule, with which result."""
-    lines = ["| claim | model | rule | estimate [95% interval] | n | verdict |", "|---|---|---|---|---|---|"]
+    """A GitHub table, a row a claim (by its id, in the order of their first): what is claimed, by which rule, with which result
+    for each model. A caveat that all share stands once."""
+    lines = ["| claim | rule | model: estimate [95% interval], n, verdict |", "|---|---|---|"]
+    by_id: dict[str, list[Claim]] = {}
     for one in claims:
-        statement = html.escape(one.statement, quote=False)
-        statement += f"<br>*{html.escape(one.caveat, quote=False)}*" if one.caveat else ""
-        cells = [statement, one.model, f"`{one.rule}`", one.interval(), f"{one.n:,}", f"**{one.verdict}**"]
+        by_id.setdefault(one.id, []).append(one)
+    for same in by_id.values():
+        first, shared = same[0], len({one.caveat for one in same}) == 1
+        statement = html.escape(first.statement, quote=False)
+        statement += _caveat(first, "<br>") if shared else ""
+        results = [
+            f"{one.model}: {one.interval()}, {one.n:,}, **{one.verdict}**" + ("" if shared else _caveat(one, " ")) for one in same
+        ]
+        cells = [statement, f"`{first.rule}`", "<br>".join(results)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _caveat(one: Claim, before: str) -> str:
+    return f"{before}*{html.escape(one.caveat, quote=False)}*" if one.caveat else ""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def claims_markdown(root: str | Path) -> str:
             by_claim[claim.id, claim.model] = claim
     claims = list(by_claim.values())
     lines = [markdown(claims)] if claims else ["No run of the plan is complete yet.\n"]
-    lines += [f"- `{run.name}`: {STATES[run.state]}\n" for run in shown if run.state not in ("complete", "by hand")]
+    for state, said in STATES.items():
+        if names := [f"`{run.name}`" for run in shown if run.state == state and state not in ("complete", "by hand")]:
+            lines.append(f"{said[0].upper()}{said[1:]}: {', '.join(names)}\n")
     return "\n".join(lines + ([f"The plan cannot be read: {problem}\n"] if problem else []))
 
 
