@@ -1,8 +1,8 @@
 """Swap measures on hidden states in which a direction was planted, or none: intervals cover the truth, null claims seldom hold.
 
 Every draw of a world is a layer of one States, so that 200 draws cost one call. Truths are closed forms: a delta has a random
-length and the direction (s' sign + w' + g), s' on average s long, w' on average w, g noise at right angles to the planes of s' and w'
-that makes it a unit vector. So the mean cosine of two pictures is s^2 + w^2 within a category and s^2 in a group, whatever g.
+length and the direction s' sign + w' + g; s' is on average s long, w' on average w, and g is noise at right angles to the planes
+of both that makes it a unit vector. So the mean cosine of two pictures is s^2 + w^2 within a category and s^2 in a group.
 """
 
 import numpy as np
@@ -61,7 +61,9 @@ def one_group(seed, s, w, pictures=30, each=2, share=0.5):
     lefts = np.arange(pictures) < share * pictures
     categories = np.repeat(np.where(lefts, "left", "right"), each)
     signs = np.where(categories == "left", 1, -1)
-    delta = deltas(generator, signs, axis(0, s / np.cos(TURN)), axis(2, s / np.cos(TURN)), axis(1, w), noise(generator, pictures, each), np.arange(pictures * each) // each)
+    numbers, length = np.arange(pictures * each) // each, s / np.cos(TURN)
+    g = noise(generator, pictures, each)
+    delta = deltas(generator, signs, axis(0, length), axis(2, length), axis(1, w), g, numbers)
     return states(categories, np.repeat([f"picture-{i}" for i in range(pictures)], each), delta, generator)
 
 
@@ -145,8 +147,9 @@ def test_alignment_is_seldom_claimed_of_directions_at_right_angles_or_of_none(s)
         found = chosen(table, measure=measure, definition="corrected", control="none")
         assert (found["p"] < 0.05).sum() <= REJECTED
         assert covered(found, 0) >= min(COVERED)
-    assert (chosen(table, measure="per_sample_mean", definition="corrected", control="none")["p_pairing"] < 0.05).sum() <= REJECTED
-    assert (chosen(table, measure="per_sample_mean", definition="as_published", control="none")["p"] < 0.05).sum() <= REJECTED
+    paired = table[(table["measure"] == "per_sample_mean") & (table["control"] == "none")]
+    assert (chosen(paired, definition="corrected")["p_pairing"] < 0.05).sum() <= REJECTED
+    assert (chosen(paired, definition="as_published")["p"] < 0.05).sum() <= REJECTED
 
 
 def test_the_probe_finds_a_planted_direction_and_no_wording():

@@ -80,7 +80,8 @@ def cross_cosine(
 
     sums, rows: of the unit rows of each part (category), and their number. One part with one row a cluster: the mean of the upper
     triangle of the cosine matrix. Parts weigh alike, and pairs within and between them are averaged apart, so that what adds to
-    one and takes from the other cancels exactly. NaN where two parts have no rows on two different clusters.
+    one and takes from the other cancels exactly. NaN where two parts have no rows on two different clusters; no interval where a
+    part is on so few clusters that leaving one out, or one draw in ten, leaves it without.
 
     Studentised bootstrap (Davison & Hinkley 1997, 5.2), each draw by its own jackknife. Two draws of one cluster are two clusters
     alike, not one with itself: of a draw only its pairs with itself are left out.

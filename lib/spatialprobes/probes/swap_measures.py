@@ -5,9 +5,9 @@ both can be had from here. Knows states and tables; knows nothing of models and 
 
 What a consistency is an estimate of: the mean cosine of the deltas of two pairs on two different pictures; of a group, with the
 category of each of the two drawn by a fair coin. The published number is the mean over all pairs of deltas. It also counts those
-of one picture, which are alike for other reasons; and in a group what any two deltas share adds to it where one category is rarer,
-and takes a little away where both are as frequent, since no delta is paired with itself. It is kept in the column `upper_triangle`;
-within a category the two are the same where each picture has one pair.
+of one picture, which are alike for other reasons; and in a group what any two deltas share adds to it where one category is
+rarer, and takes a little away where both are as frequent, since no delta is paired with itself. It is kept in the column
+`upper_triangle`; within a category the two are the same where each picture has one pair.
 """
 
 from __future__ import annotations
