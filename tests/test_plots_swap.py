@@ -276,6 +276,8 @@ def test_matrix_shows_missing_cells_and_refuses_what_is_no_cosine():
     figure = plots.draw("swap_similarity.matrix", missing, {"layer": [0, 2, 4, 6, 7]})
     assert words_of(figure).count("none") == 5 * 6
     assert_legible(figure)
+    empty = frame.assign(cosine=frame["cosine"].where(frame["layer"] > 0))
+    assert [ax.get_title() for ax in swap_similarity.matrix(empty).axes[:3]] == ["layer 1", "layer 4", "layer 7"]
     with pytest.raises(ValueError, match=r"layer 12 is not in the table; there: 0, 1, 2"):
         swap_similarity.matrix(frame, layer=12)
     with pytest.raises(ValueError, match="cosine 2 is no cosine"):
@@ -316,6 +318,11 @@ def test_scales_share_axes_in_the_plane_and_in_space():
     assert space.axes[0].get_xlim()[1] - space.axes[0].get_xlim()[0] >= far
     assert [axis.get_label_text() for axis in (space.axes[0].xaxis, space.axes[0].zaxis)] == ["PC1 (43%)", "PC3 (9%)"]
     assert_legible(plots.draw("swap_pca.space", frame, {}))
+    turned = frame.iloc[::-1]
+    assert [ax.get_title() for ax in swap_pca.plane(turned).axes] == ["vanilla", "80k", "2m"]  # by samples
+    assert [ax.get_title() for ax in swap_pca.plane(turned.drop(columns="samples")).axes] == ["2m", "80k", "vanilla"]
+    slight = swap_pca.plane(frame.assign(share1=0.001, share2=np.nan)).axes[0]
+    assert (slight.get_xlabel(), slight.get_ylabel()) == ("PC1 (<1% of variance)", "PC2")
 
 
 def test_components_that_are_not_there_are_left_out_and_said():
@@ -325,6 +332,11 @@ def test_components_that_are_not_there_are_left_out_and_said():
     figure = plots.draw("swap_pca.plane", frame, {"layers": [0, 2]})
     assert "nothing varies" in words_of(figure) and "60 without components left out" in legend_of(figure)
     assert_legible(figure)
+    series = tables.components_by_scale({"vanilla": 0, "80k": 80_000}, each=10)
+    series.loc[series["scale"] == "vanilla", ["pc1", "pc2", "pc3"]] = np.nan
+    for plot in ("swap_pca.plane", "swap_pca.space"):
+        figure = plots.draw(plot, series, {})
+        assert words_of(figure).count("nothing varies") == 1 and [ax.get_title() for ax in figure.axes] == ["vanilla", "80k"]
     with pytest.raises(ValueError, match="no row of kind 'delta' has 2 components"):
         swap_pca.plane(frame[frame["layer"] == 0])
     with pytest.raises(ValueError, match="no rows with kind 'sum'; there: delta, original, swapped"):
@@ -426,6 +438,8 @@ def test_emergence_draws_both_measures_on_one_axis():
             assert corners(own, "samples") <= bands_of(ax, tint)
         assert ax.get_title() == f"{group}, layer 20  (n = 400)"
     assert len({(ax.get_xlim(), ax.get_ylim()) for ax in figure.axes}) == 1
+    joined = frame.assign(layer=frame["layer"].where(frame["measure"] == "consistency"))  # floats, and NaN for accuracy
+    assert swap_scales.emergence(joined).axes[0].get_title() == "horizontal, layer 20  (n = 400)"
     with pytest.raises(ValueError, match=r"consistency of horizontal is of the layers 4, 20; choose one"):
         swap_scales.emergence(frame.assign(layer=np.where(frame["samples"] == 0, 4, 20)))
     with pytest.raises(ValueError, match="measure 'loss' is not one of accuracy, consistency"):

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, str, Any, str]] = {  # colour, mark, dashes, what it
     "random": ("#8A8A8A", "", (0, (1, 1.2)), "random, equal norm"),
     "other_group": ("#8A8A8A", "", (0, (4, 1.5)), "another group's direction"),
 }
+BANDS = {"toward": 0.2, "against": 0.12, "remove": 0.2, "random": 0.1, "other_group": 0.1}  # how dense, as they overlap
 MEASURES = {"flip_rate": "right answers flipped (share)", "change": "change of logit(expected) − logit(opposite)"}
 
 
@@ -51,7 +52,7 @@ def curves(frame: pd.DataFrame, *, measure: str = "flip_rate", strength: float |
             if len(own := part[part["kind"] == kind]):
                 tint, mark, dashes, _ = KINDS[kind]
                 own = own.drop(columns="q", errors="ignore")
-                looks.by_layer(ax, own, tint, layers, mark=mark, dashes=dashes, size=looks.mark_size(layers))
+                looks.by_layer(ax, own, tint, layers, mark=mark, dashes=dashes, size=looks.mark_size(layers), band=BANDS[kind])
         looks.layer_axis(ax, layers)
         looks.none_here(ax, part)
         ax.set_title(looks.sized(group, part))
@@ -73,7 +74,7 @@ def strengths(frame: pd.DataFrame, *, measure: str = "flip_rate", layer: int | s
     chosen = looks.chosen_layers(rows, plot, there[len(there) // 2] if layer is None else layer, 1)
     if len(chosen) > 1:
         raise ValueError(f"{plot} draws one layer, not {', '.join(chosen)}")
-    rows = looks.once(rows[rows["layer"].astype(str) == chosen[0]], plot, ("group", "kind", "strength"))
+    rows = looks.once(rows[rows["layer"].map(looks.layer_text) == chosen[0]], plot, ("group", "kind", "strength"))
     figure, axes = _figure(groups, width)
     for ax, group in zip(axes, groups, strict=True):
         part = rows[rows["group"] == group]
@@ -95,11 +96,11 @@ def _over_strength(ax: Axes, own: pd.DataFrame, kind: str) -> None:
     tint, mark, dashes, _ = KINDS[kind]
     level = own[own["strength"].isna()]
     for row in level.dropna(subset="estimate").itertuples():
-        ax.axhspan(row.low, row.high, color=tint, alpha=0.15, linewidth=0)
+        ax.axhspan(row.low, row.high, color=tint, alpha=BANDS[kind], linewidth=0)
         ax.axhline(row.estimate, color=tint, linestyle=dashes)
     own = own.dropna(subset="strength").sort_values("strength")
     if len(own):
-        looks.line(ax, own["strength"].to_numpy(float), own, tint, mark=mark, dashes=dashes)
+        looks.line(ax, own["strength"].to_numpy(float), own, tint, mark=mark, dashes=dashes, band=BANDS[kind])
 
 
 def _of_strength(rows: pd.DataFrame, plot: str, strength: float | None) -> tuple[pd.DataFrame, float | None]:

@@ -87,9 +87,14 @@ def sized(name: str, rows: pd.DataFrame) -> str:
     return f"{name}  (n = {counts((there if len(there) else rows)['n'])})" if len(rows) else name
 
 
+def layer_text(layer: Any) -> str:
+    """4 as "4"; also 4.0, which is what tables make of it where some rows have no layer."""
+    return f"{layer:g}" if isinstance(layer, float | np.floating) else str(layer)
+
+
 def ordered_layers(layers: Iterable[Any], plot: str) -> list[str]:
     """The layers as text, in the order of the model: 0, 1, ..., then "norm". Raises ValueError for what is no layer."""
-    found = {str(layer) for layer in layers}
+    found = {layer_text(layer) for layer in layers}
     if wrong := sorted(layer for layer in found if not re.fullmatch(r"\d+|norm", layer)):
         raise ValueError(f"{plot}: layer {wrong[0]!r} is neither a number from 0 nor 'norm'")
     return sorted(found, key=lambda layer: (layer == "norm", int(layer) if layer != "norm" else 0))
@@ -100,7 +105,7 @@ def chosen_layers(frame: pd.DataFrame, plot: str, wanted: Any, most: int) -> lis
     there = ordered_layers(frame["layer"], plot)
     if wanted is None:
         return [there[place] for place in np.unique(np.linspace(0, len(there) - 1, min(most, len(there))).round().astype(int))]
-    asked = [str(layer) for layer in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
+    asked = [layer_text(layer) for layer in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
     if not asked:
         raise ValueError(f"{plot}: no layer asked for; there: {', '.join(there)}")
     if missing := [layer for layer in asked if layer not in there]:
@@ -158,7 +163,7 @@ def line(
 
 def by_layer(ax: Axes, rows: pd.DataFrame, tint: str, layers: Sequence[str], **look: Any) -> None:
     """A line over the layers; what comes after the final norm stands apart from it."""
-    rows = rows.assign(layer=rows["layer"].astype(str))
+    rows = rows.assign(layer=rows["layer"].map(layer_text))
     if "q" in rows.columns and look.get("mark"):
         rows = rows.assign(_filled=rows["q"] < SIGNIFICANT)
     for part in (rows[rows["layer"] != "norm"], rows[rows["layer"] == "norm"]):

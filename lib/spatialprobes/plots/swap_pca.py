@@ -33,9 +33,10 @@ def plane(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
     """The first two components, a mark a pair and an edged one the mean of its category; panels have one range of values.
 
     Columns: layer, category, kind ("delta", "original", "swapped"), pc1, pc2, share1, share2 (share of the variance).
-    Optional: scale (text): then panels are scales, a line of them a layer, and ranges are of the layer. layers: None for up
-    to six (one where there are scales: the middle one), from the first to the last. Rows with a NaN component are left out
-    and counted in the legend. Raises ValueError for a missing column, or a kind or layer that is not there.
+    Optional: scale (text; in the order of a column samples, where there is one): then panels are scales, a line of them a
+    layer, and ranges are of the layer. layers: None for up to six (one where there are scales: the middle one), from the
+    first to the last. Rows with a NaN component are left out and counted in the legend. Raises ValueError for a missing
+    column, or a kind or layer that is not there.
     """
     plot = "swap_pca.plane"
     need(frame, COLUMNS, plot)
@@ -68,6 +69,8 @@ def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
     figure = new_figure(width, 0.65 + side * -(-len(parts) // across))
     for ax, (title, part, limits) in zip(panels(figure, len(parts), across, subplot_kw={"projection": "3d"}), parts, strict=True):
         _marks(ax, part, ("pc1", "pc2", "pc3"))
+        if part.empty:
+            ax.text2D(0.5, 0.5, "nothing varies", transform=ax.transAxes, ha="center", va="center", color=GREY)
         ax.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
         ax.set_title(title, parse_math=False, pad=0)
         ax.view_init(elev=22, azim=-60)
@@ -77,7 +80,7 @@ def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
             axis.set_rotate_label(number == 3)  # along a slanted axis it would lie across the numbers
             axis.labelpad = pad
             axis.set_ticks(*_inner_ticks(*limits[number - 1]))
-            axis.set_tick_params(labelsize=5.5, pad=-3)
+            axis.set_tick_params(labelsize=5.5, pad=-1 if number == 3 else -3)
             axis.pane.set_facecolor("white")
     looks.legend(figure, _handles(parts, left_out), f"{KINDS.get(kind, kind)} (axes: share of variance)", most=4)
     return figure
@@ -93,7 +96,9 @@ def _panels(
     rows = looks.pick(frame, plot, kind=kind)
     looks.known(rows, plot, "category", CATEGORIES)
     names = [f"pc{i + 1}" for i in range(dimensions)]
-    rows = rows.assign(layer=rows["layer"].astype(str), whole=np.isfinite(rows[names].to_numpy(dtype=float)).all(axis=1))
+    rows = rows.assign(
+        layer=rows["layer"].map(looks.layer_text), whole=np.isfinite(rows[names].to_numpy(dtype=float)).all(axis=1)
+    )
     several = "scale" in rows.columns
     if not rows["whole"].any():
         raise ValueError(f"{plot}: no row of kind {kind!r} has {dimensions} components; do the states vary?")
@@ -102,12 +107,14 @@ def _panels(
         layers = [there[len(there) // 2]] if several else looks.chosen_layers(rows[rows["whole"]], plot, None, most)
     chosen = looks.chosen_layers(rows, plot, layers, most)
     rows = rows[rows["layer"].isin(chosen)]
+    in_order = rows.sort_values("samples", kind="stable") if several and "samples" in rows.columns else rows
+    scales = list(dict.fromkeys(in_order["scale"])) if several else [None]
     left_out, rows = int((~rows["whole"]).sum()), rows[rows["whole"]]
     parts = []
     for layer in chosen:
         at_layer = rows[rows["layer"] == layer]
         limits = _limits(at_layer if several else rows, names)
-        for scale in dict.fromkeys(rows["scale"]) if several else [None]:
+        for scale in scales:
             title = looks.layer_name(layer)
             if several:
                 title = f"{scale}" if len(chosen) == 1 else f"{scale}, {title}"
@@ -150,8 +157,12 @@ def _marks(ax: Axes, part: pd.DataFrame, names: tuple[str, ...]) -> None:
 
 def _label(part: pd.DataFrame, number: int, of: str = " of variance") -> str:
     shares = part[f"share{number}"].dropna().unique()
-    share = f" ({100 * shares[0]:.0f}%{of})" if len(shares) else ""
+    share = f" ({_percent(shares[0])}{of})" if len(shares) else ""
     return f"PC{number}{share}"
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
 
 
 def _inner_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

@@ -37,7 +37,7 @@ def alignment(
     need(frame, ("perspective", "world_correlation", "layer", "measure", "estimate", "low", "high"), plot)
     rows = frame if measure is None else looks.pick(frame, plot, measure=measure)
     layers = looks.chosen_layers(rows, plot, layer, 4)
-    rows = rows.assign(layer=rows["layer"].astype(str))
+    rows = rows.assign(layer=rows["layer"].map(looks.layer_text))
     rows = looks.once(rows[rows["layer"].isin(layers)], plot, ("measure", "layer", "perspective"))
     names, worlds = list(dict.fromkeys(rows["measure"])), sorted(rows["perspective"].unique())
     tints = [to_hex(colormaps["viridis"](0.85 * (1 - i / max(1, len(layers) - 1)))) for i in range(len(layers))]

@@ -188,7 +188,7 @@ def _scale_look(place: int, count: int) -> looks.Look:
 
 def _shuffled(ax: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
     """Where the shuffled control's intervals lie, over all scales."""
-    rows = rows.assign(layer=rows["layer"].astype(str)).dropna(subset=["low", "high"])
+    rows = rows.assign(layer=rows["layer"].map(looks.layer_text)).dropna(subset=["low", "high"])
     if rows.empty:
         return
     x = looks.places(layers)

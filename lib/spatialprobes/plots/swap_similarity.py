@@ -23,15 +23,16 @@ def matrix(
 ) -> Figure:
     """Cosine of the mean differences of each two categories, opposites side by side, one panel a layer, colours from -1 to 1.
 
-    Columns: layer, variant, row, column (categories), cosine, n_row (pairs of the row's category). layer: one or several; None:
-    up to three, from the first to the last. NaN cells are grey and say "none". Raises ValueError for a missing column, a layer or
-    variant that is not there, a cell that stands twice, or a cosine outside [-1, 1].
+    Columns: layer, variant, row, column (categories), cosine, n_row (pairs of the row's category). layer: one or several;
+    None: up to three of those with a cosine, from the first to the last. NaN cells are grey and say "none". Raises ValueError
+    for a missing column, a layer or variant that is not there, a cell that stands twice, or a cosine outside [-1, 1].
     """
     plot = "swap_similarity.matrix"
     need(frame, ("layer", "variant", "row", "column", "cosine", "n_row"), plot)
     rows = looks.pick(frame, plot, variant=variant)
-    rows = rows.assign(layer=rows["layer"].astype(str))
-    layers = looks.chosen_layers(rows, plot, layer, 3)
+    rows = rows.assign(layer=rows["layer"].map(looks.layer_text))
+    some = rows[rows["cosine"].notna()]  # at layer 0 the last token of a prompt is one and the same: there are no differences
+    layers = looks.chosen_layers(some if layer is None and len(some) else rows, plot, layer, 3)
     rows = looks.once(rows[rows["layer"].isin(layers)], plot, ("layer", "row", "column"))
     if (rows["cosine"].abs() > 1 + 1e-6).any():
         raise ValueError(f"{plot}: cosine {rows['cosine'].abs().max():.3g} is no cosine")
