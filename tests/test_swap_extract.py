@@ -473,11 +473,11 @@ def test_what_is_not_finite_is_named_by_layer_and_pair(tiny_llava, tmp_path):
     vlm = VLM.load(str(tiny_llava))
     layers = vlm.family.part(vlm.model, "layers")
     hook = layers[1].register_forward_hook(lambda module, args, output: output / 0)
-    with pytest.raises(ExtractionError, match=r"the hidden state of layer 2 is not finite for 'p\d-\w+:original'"):
+    with pytest.raises(ExtractionError, match=r"the hidden state of layer 2 of 'p\d-\w+:original': not finite, as of 6 of the 6"):
         extract(vlm, pairs(3), store=tmp_path / "store")
     hook.remove()
     hook = vlm.model.lm_head.register_forward_hook(lambda module, args, output: output * float("nan"))
-    with pytest.raises(ExtractionError, match=r"the logits of the answer is not finite for 'p\d-\w+:original'"):
+    with pytest.raises(ExtractionError, match=r"the first answer token's logits of 'p\d-\w+:original': not finite"):
         extract(vlm, pairs(3))
     hook.remove()
     assert extract(vlm, pairs(3), store=tmp_path / "store").unplaced == ()  # nothing of it was kept
@@ -506,6 +506,23 @@ def test_what_cannot_be_asked_is_named(vlm, tmp_path):
     assert not (tmp_path / "store").exists()
     with pytest.raises(ValueError, match="no pairs were given"):
         extract_quads(vlm, [])
+
+
+def test_a_picture_is_not_shared_where_that_is_not_exact(family):
+    if family.family.shares_prefix:
+        assert len(extract(family, pairs(1), prefix_cache=True, answers=False).states) == 1
+    else:
+        with pytest.raises(ValueError, match="prefix_cache=True: qwen3_5 cannot repeat its cache"):
+            extract(family, pairs(1), prefix_cache=True)
+
+
+@pytest.mark.parametrize("layers", [np.int64(1), [np.int64(1), "norm", 1], "norm"])
+def test_layers_are_those_asked_for(vlm, layers, tmp_path):
+    found = extract(vlm, pairs(2), layers=layers, answers=False, store=tmp_path / "store")
+    whole = extract(vlm, pairs(2), layers=[0, 1, "norm"], answers=False)
+    assert found.states.layers == ((1, "norm") if isinstance(layers, list) else (layers,))
+    for layer in found.states.layers:
+        assert np.array_equal(found.states.swapped(layer), whole.states.swapped(layer))
 
 
 def test_one_pair_is_enough(vlm):

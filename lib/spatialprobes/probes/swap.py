@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +161,8 @@ def _check(vlm: VLM, pairs: Sequence[Pair], options: dict[str, Any]) -> tuple[La
     asked = options["layers"]
     if isinstance(asked, str) and asked == "all":
         return tuple(range(vlm.n_layers + 1))
-    return tuple(dict.fromkeys([asked] if isinstance(asked, (int, str)) else asked))
+    several = [asked] if isinstance(asked, (Integral, str)) else asked
+    return tuple(dict.fromkeys(layer if isinstance(layer, str) else int(layer) for layer in several))
 
 
 def _items(pairs: Sequence[Pair], control: Control, seed: int) -> list[Item]:

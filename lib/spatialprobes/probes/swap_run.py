@@ -94,7 +94,7 @@ class Runner:
         positions = np.where(there, before, -1)
         if logits is None:
             return Found(hidden, positions, None, None)
-        _check_finite(logits.numpy(), examples, "the logits of the answer")
+        _check_finite(logits.numpy(), examples, "the first answer token's logits")
         return Found(hidden, positions, tokens, self._logprobs(asked, logits))
 
     def _read(self, batch: Batch, options: dict[str, Any]) -> tuple[None, None]:
@@ -175,5 +175,5 @@ def single_tokens(vlm: VLM, example: Example, words: Sequence[str], system: str 
 def _check_finite(values: Float[np.ndarray, "question some"], examples: Sequence[Example], what: str) -> None:
     wrong = ~np.isfinite(values).all(axis=1)
     if wrong.any():
-        name = examples[int(wrong.argmax())].id
-        raise ExtractionError(f"{what} is not finite for {name!r} (and {int(wrong.sum())} of {len(wrong)} in its batch)")
+        name, count = examples[int(wrong.argmax())].id, f"{int(wrong.sum())} of the {len(wrong)} questions of its batch"
+        raise ExtractionError(f"{what} of {name!r}: not finite, as of {count}; try another dtype")
