@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import examples
+from unknown import save_gemma3
 
 from spatialprobes.answers import answer, generate, score
 from spatialprobes.capture import capture
@@ -87,6 +88,27 @@ def test_steering_the_last_token_equals_running_the_later_blocks_on_what_was_cha
         assert (found - expected)[real].abs().max() < TOLERANCE
         assert torch.equal(found[:, :-1], plain[:, :-1])
         assert ((found - plain)[:, -1].abs().amax(-1) > 1e-2).all()
+
+
+def test_a_discovered_family_is_steered_too(tmp_path):
+    """Gemma 3, of which the library knows nothing: windows in most layers, another norm and rotary embedding."""
+    vlm = VLM.load(str(save_gemma3(tmp_path / "gemma3")), device="cpu")
+    batch, vector = vlm.encode(examples(2)), vectors(vlm, 2)
+    words = torch.tensor([[7, 9], [8, 6]])
+    plain = vlm.forward(batch).logits
+    for layer in (0, 1, vlm.n_layers):
+
+        def change(hidden):
+            hidden[:, -1] += vector
+            return hidden
+
+        expected = by_hand(vlm, batch, layer, change)[:, -1]
+        with intervene(vlm, steer=added(vector, layer)):
+            found = vlm.forward(batch).logits
+        assert (found[:, -1] - expected).abs().max() < TOLERANCE
+        assert torch.equal(found[:, :-1], plain[:, :-1]) and not torch.allclose(found[:, -1], plain[:, -1], atol=1e-2)
+        again = steered_words(vlm, batch, [added(vector, layer)], words)
+        assert (again[:, 1] - expected.gather(-1, words)).abs().max() < TOLERANCE
 
 
 def test_steering_all_tokens_equals_changing_all_by_hand(any_vlm):
@@ -195,6 +217,7 @@ def test_scores_and_texts_are_the_same_with_a_shared_prefix_and_without(any_vlm)
                 batch = any_vlm.encode([one])
                 alone[one.id] = any_vlm.forward(batch).logits[0, -1].log_softmax(-1)
         with intervene(any_vlm, steer=added(values, 1)):
+            whole = generate(any_vlm, asked, 3, batch_size=6, prefix_cache=False)["text"].tolist()
             for shared in (True, False) if any_vlm.family.shares_prefix else (False,):
                 scores = score(any_vlm, asked, batch_size=4, prefix_cache=shared).set_index(["id", "choice"])["logprob"]
                 for one in asked:
@@ -204,7 +227,6 @@ def test_scores_and_texts_are_the_same_with_a_shared_prefix_and_without(any_vlm)
                         if len(tokens) == 1:
                             assert scores[one.id, choice] == pytest.approx(float(alone[one.id][tokens[0]]), abs=TOLERANCE)
                 texts = generate(any_vlm, asked, 3, batch_size=4, prefix_cache=shared)["text"].tolist()
-                whole = generate(any_vlm, asked, 3, batch_size=6, prefix_cache=False)["text"].tolist()
                 assert texts == whole
 
 
@@ -369,7 +391,7 @@ def test_what_does_not_fit_the_batch_is_refused(vlm):
 def steerings(vlm, examples):
     """A few of each layer, of both kinds, in mixed order."""
     made = []
-    for layer in (*range(vlm.n_layers + 1), 1, 0):
+    for layer in (2, 0, vlm.n_layers, 1, 0):
         own = vectors(vlm, examples, seed=layer + len(made))
         made += [added(own, layer), removed(own, layer, centre=vectors(vlm, seed=9)), added(vectors(vlm, seed=len(made)), layer)]
     return made

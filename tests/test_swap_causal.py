@@ -9,6 +9,7 @@ import torch
 import wired
 from tiny import picture
 
+from spatialprobes import paths
 from spatialprobes.answers import score
 from spatialprobes.capture import capture
 from spatialprobes.examples import Example
@@ -19,6 +20,7 @@ from spatialprobes.probes.swap_causal import COLUMNS, KINDS, Directions, directi
 from spatialprobes.probes.swap_states import MEMBERS, frame, from_arrays
 from spatialprobes.prompts import PromptError
 from spatialprobes.vlm import VLM
+from spatialprobes.worlds.lab_pairs import lab_pairs
 
 TOLERANCE = 1e-4
 NAMES = ["red circle", "blue square", "green cross"]
@@ -155,7 +157,7 @@ def difference(vlm, batch, ids):
 
 def test_every_row_equals_one_example_steered_by_hand(any_vlm):
     estimated = directions(states_of(any_vlm, tiny_pairs(4)))
-    tested = tiny_pairs(2, first=10)
+    tested = tiny_pairs(2, first=11)  # one answered above, one answered right
     layers = [any_vlm.n_layers - 1, any_vlm.n_layers]
     kinds = ("against", "remove", "toward")
     found = measure(any_vlm, tested, estimated, layers=layers, strengths=(0.5, 2), kinds=kinds, batch_size=3)
@@ -328,6 +330,28 @@ def test_in_a_wired_model_the_direction_decides_from_the_layer_where_the_answer_
     top = summary.loc[(3, "vertical", "toward", 1.0, "flip_rate")]
     assert top["estimate"] == top["high"] == 1 and top["low"] < 1
     assert top["n"] == 2 * top["clusters"] == 2 * sum(one.group == "vertical" for one in test)
+
+
+@pytest.mark.skipif(not (paths.lab_folder() / "lab-llava" / "config.json").is_file(), reason="lab-llava has not been trained yet")
+def test_in_the_lab_model_the_last_layers_direction_flips_answers_and_random_ones_do_not():
+    vlm = VLM.load("lab-llava")
+    train, test = split(lab_pairs(12, 7_000_001), seed=0)
+    estimated = directions(states_of(vlm, train))
+    last = vlm.n_layers
+    found = measure(vlm, test, estimated, layers=[1, last], strengths=(1,))
+    right = found[found["flipped"].notna()]
+    assert len(right) > 0.9 * len(found)
+    rates = right.groupby(["layer", "kind"])["flipped"].mean()
+    assert rates[last, "toward"] > 0.9 and rates[1, "toward"] < 0.1
+    assert max(rates[last, kind] for kind in ("against", "random")) < 0.1
+    gone = found[(found["layer"] == last) & (found["kind"] == "remove")]
+    assert gone["logit_difference"].abs().mean() < 0.25 * gone["unsteered"].abs().mean()
+    one = test[0].original
+    batch, ids = asked(vlm, one, test[0].swapped.answer)
+    sign = SIGN[one.answer]
+    with intervene(vlm, steer=added(sign * estimated[test[0].group, last], last)):
+        row = found[(found["pair"] == test[0].id) & (found["layer"] == last) & (found["kind"] == "toward")].iloc[0]
+        assert row["logit_difference"] == pytest.approx(difference(vlm, batch, ids), abs=TOLERANCE)
 
 
 # --- summaries ---

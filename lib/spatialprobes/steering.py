@@ -2,7 +2,8 @@
 
 Opened by `intervene(vlm, steer=added(...))` or `steer=removed(...)`. Layers are those of `capture`: 0 is what enters the first
 block, i the output of the i-th; a `capture` of the same layer reads the steered states, whichever was opened first. Knows where a
-prompt ends in a forward, in `vlm.model.generate` with and without cache, and behind a shared prefix; knows no probe.
+prompt ends in a forward, in `vlm.model.generate` with and without cache, and behind a shared prefix; in a plain
+`vlm.model(...)`, what runs without a cache is taken for a whole prompt, and what continues one for what follows. Knows no probe.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ALL = "all"
 Change = Callable[..., Tensor]  # hidden states [token, width] and as many rows of each value -> the steered ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steering:
     """What is done after a layer, and where. values: what `change` takes beside the hidden states, checked."""
 
@@ -50,7 +51,7 @@ def added(vectors: Vectors, layer: int, *, at: At = "last", later: bool = False)
     at: "last", the last token of the prompt; "all", every token of it; or as in `capture`: "word:<w>", a part, or indices [row]
     or [example, row] in the padded batch. later: also at every token after the prompt (decoded, or forced).
     Sums are made in float32 at least and returned in the model's dtype.
-    Raises ValueError for a vector that is not of finite numbers, for no layer, and for `at` that names no tokens.
+    Raises ValueError for a vector that is not of finite numbers, for what is no layer, and for `at` that names no tokens.
     """
     return Steering(_layer(layer), checked_at(at, (ALL,)), later, (_checked(vectors, "vectors"),), torch.add)
 
