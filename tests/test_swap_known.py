@@ -34,12 +34,12 @@ def noise(generator, pictures, each, spread=0.3):
 def deltas(generator, signs, place, aside, wording, g, clusters):
     """Of random lengths, by a factor of 3. place, aside (at right angles, as long), wording: planted vectors.
 
-    Each picture has half or one and a half of the wording, and its place turned to one side or the other, all at random.
+    Each picture has .5 or 1.5 of the wording, .7 or 1.3 of the place, turned to one side or the other; all at random.
     """
-    half, side = (generator.choice([-1, 1], (2, DRAWS, max(clusters) + 1, 1)))[:, :, clusters]
-    where = np.cos(TURN) * place + np.sin(TURN) * side * aside
-    said = (1 + 0.5 * half) * wording
-    left = np.sqrt(1 - place @ place - np.sum(said**2, axis=2, keepdims=True))
+    much, more, side = (generator.choice([-1, 1], (3, DRAWS, max(clusters) + 1, 1)))[:, :, clusters]
+    where = (1 + 0.3 * more) * (np.cos(TURN) * place + np.sin(TURN) * side * aside)
+    said = (1 + 0.5 * much) * wording
+    left = np.sqrt(1 - np.sum(where**2 + said**2, axis=2, keepdims=True))
     return (signs[:, None] * where + said + left * g) * np.exp(0.5 * generator.normal(size=(*g.shape[:2], 1)))
 
 
@@ -132,9 +132,9 @@ def test_a_direction_of_the_wording_is_no_consistency_of_the_group_even_where_on
 
 @pytest.mark.parametrize(("s", "w", "cosine"), [(0.55, 0.3, 0.5), (0.4, 0.3, -0.3)], ids=["strong", "weak"])
 def test_alignment_covers_the_planted_angle(s, w, cosine):
-    table = alignment(*quads(4, s, w, cosine, kept=0.2), n=300)
+    table = alignment(*quads(4, s, w, cosine, kept=0.2, pictures=80, each=1), n=300)
     table = table[(table["definition"] == "corrected") & (table["control"] == "none")]
-    left = np.mean([np.sqrt(1 - (s / np.cos(TURN)) ** 2 - (b * w) ** 2) for b in (0.5, 1.5)])
+    left = np.mean([np.sqrt(1 - (a * s / np.cos(TURN)) ** 2 - (b * w) ** 2) for a in (0.7, 1.3) for b in (0.5, 1.5)])
     mean = s**2 * cosine + left**2 * 0.2
     assert covered(chosen(table, measure="per_sample_mean"), mean) in COVERED
     assert covered(chosen(table, measure="mean_delta_alignment"), cosine) in COVERED

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -152,7 +151,7 @@ def test_interval_of_the_cross_cosine_agrees_with_a_plain_loop():
     generator = np.random.default_rng(3)
     clusters, width, draws = 6, 3, 100
     rows = generator.integers(1, 4, (2, clusters)).astype(float)
-    sums = generator.normal(size=(2, clusters, width)) * rows[:, :, None] + rows[:, :, None]
+    sums = 0.2 * (generator.normal(size=(2, clusters, width)) + 1) * rows[:, :, None]
     drawn = weights(clusters, draws, 0)
 
     def statistic(chosen, sums):
@@ -457,7 +456,7 @@ def test_wording_cancels_in_the_corrected_alignment_of_means():
 def test_interval_of_the_mean_cosine_agrees_with_a_plain_loop():
     generator = np.random.default_rng(4)
     rows = generator.integers(1, 4, 9).astype(float)
-    one_sum, other_sum = (generator.normal(size=(9, 3)) + [2, x, 0] for x in (0, 1))
+    one_sum, other_sum = (generator.normal(size=(9, 3)) + np.array([2, x, 0]) for x in (0, 1))
     drawn = weights(9, 150, 1)
 
     def shorter(sums):
@@ -466,11 +465,14 @@ def test_interval_of_the_mean_cosine_agrees_with_a_plain_loop():
         squared = sum(sums[i] @ sums[j] for i, j in between) / sum(rows[i] * rows[j] for i, j in between)
         return sums + rows[:, None] * (np.sqrt(squared) * total / np.linalg.norm(total) - total / n)
 
+    def with_error(chosen, a, b):
+        z = [np.arctanh(cosine(a[left].sum(axis=0), b[left].sum(axis=0))) for k in range(9) for left in [np.delete(chosen, k)]]
+        return np.arctanh(cosine(a[chosen].sum(axis=0), b[chosen].sum(axis=0))), np.sqrt(8 / 9 * np.sum((z - np.mean(z)) ** 2))
+
     a, b = shorter(one_sum), shorter(other_sum)
-    centre = np.arctanh(cosine(one_sum.sum(axis=0), other_sum.sum(axis=0)))
-    moved = [np.arctanh(cosine(counts @ a, counts @ b)) - centre for counts in drawn]
-    reach = np.sqrt(9 / 8) * scipy.stats.t.ppf(0.975, 8)
-    wanted = np.tanh(centre - np.quantile(moved, scipy.stats.norm.cdf([reach, -reach])))
+    centre, error = with_error(np.arange(9), one_sum, other_sum)
+    moved = np.array([with_error(np.repeat(np.arange(9), counts.astype(int)), a, b) for counts in drawn])
+    wanted = np.tanh(centre - error * np.quantile((moved[:, 0] - centre) / moved[:, 1], [0.975, 0.025]))
     got = mean_cosine(one_sum, other_sum, rows, drawn)
     assert got.estimate == pytest.approx(np.tanh(centre)) and (got.low, got.high) == pytest.approx(tuple(wanted))
 

@@ -109,18 +109,22 @@ def mean_cosine(
 ) -> Estimate:
     """Cosine of the means of two sets of rows, summed by the same clusters.
 
-    Basic bootstrap interval on Fisher's z, cut at `levels`: draws of few deltas are nearer 0 than the truth by as much as the
-    estimate is, and that is taken back. -1 to 1 where one mean is no longer than noise would make it.
+    Studentised bootstrap on Fisher's z, each draw by its own jackknife: draws are nearer 0 than the truth by as much as the
+    estimate is, and that is taken back. -1 to 1 where one mean is no longer than noise would make it. The least sure of these
+    intervals: of 95 it covers about 94 with 60 pictures and clear directions, 90 to 94 with fewer than 40 or faint ones.
     """
-    estimate = float(_cosine(one.sum(axis=0), other.sum(axis=0)))
+    (estimate,), (error,) = _cosine_draws(one, other, np.ones((1, len(rows))))
     if len(rows) < LEAST_CLUSTERS or not np.isfinite(estimate):
-        return Estimate(estimate, np.nan, np.nan)
+        return Estimate(float(estimate), np.nan, np.nan)
     one, other = shortened(one, rows), shortened(other, rows)
     if not (_has_mean(one) and _has_mean(other)):
-        return Estimate(estimate, -1.0, 1.0)
-    centre = _z(estimate)
-    low, high = np.quantile(_z(_cosine(resampled @ one, resampled @ other)) - centre, levels(len(rows)))
-    return _around(estimate, np.tanh(centre - high), np.tanh(centre - low))
+        return Estimate(float(estimate), -1.0, 1.0)
+    drawn, errors = _cosine_draws(one, other, resampled)
+    there = errors > 0
+    if not error > 0 or there.mean() < 0.9:  # all alike
+        return Estimate(float(estimate), np.nan, np.nan)
+    far = np.quantile((_z(drawn[there]) - _z(estimate)) / errors[there], [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
+    return _around(float(estimate), *np.tanh(_z(estimate) - far * error))
 
 
 def shortened(
@@ -170,9 +174,25 @@ def _ratio(counts, one, other, rows_one, rows_other):
         return all_of_it, np.where(counts > 0, np.where(left_pairs > 0.5, left / left_pairs, np.nan), 0.0)
 
 
-def _cosine(one: Float[np.ndarray, "*draw width"], other: Float[np.ndarray, "*draw width"]) -> Float[np.ndarray, "*draw"]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sum(one * other, axis=-1) / np.sqrt(np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1))
+def _cosine_draws(one, other, drawn) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
+    """Cosine of the sums of each row of counts, and the jackknife standard error of its z."""
+    found, errors = [], []
+    products, first_own, second_own = (np.sum(a * b, axis=1) for a, b in ((one, other), (one, one), (other, other)))
+    start = 0
+    for size in sizes(len(drawn), len(one)):
+        counts = drawn[start : start + size]
+        start += size
+        first, second = counts @ one, counts @ other
+        dot, left, right = (np.sum(a * b, axis=1)[:, None] for a, b in ((first, second), (first, first), (second, second)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a sum is 0
+            found.append((dot / np.sqrt(left * right))[:, 0])
+            without = (dot - first @ other.T - second @ one.T + products) / np.sqrt(
+                (left - 2 * first @ one.T + first_own) * (right - 2 * second @ other.T + second_own)
+            )
+        without = np.where(counts > 0, _z(without), 0.0)
+        spread = without - np.sum(counts * without, axis=1, keepdims=True) / len(one)
+        errors.append(np.sqrt((len(one) - 1) / len(one) * np.sum(counts * spread**2, axis=1)))
+    return np.concatenate(found), np.concatenate(errors)
 
 
 def _has_mean(sums: Float[np.ndarray, "cluster width"]) -> bool:
