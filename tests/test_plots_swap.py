@@ -519,5 +519,7 @@ def test_perspective_draws_alignment_against_the_worlds_correlation():
         own = frame[frame["layer"].isin([3, 7]) & (frame["measure"] == measure)]
         assert ends == {tuple(np.round(pair, 6)) for pair in own[["low", "high"]].to_numpy()}
     assert legend_of(figure) == ["layer 3", "layer 7", "perspective 0", "perspective 0.5", "perspective 1"]
+    empty = frame.assign(estimate=frame["estimate"].where(frame["layer"] > 0))
+    assert legend_of(swap_perspective.alignment(empty))[:4] == ["layer 1", "layer 3", "layer 5", "layer 7"]
     with pytest.raises(ValueError, match="stands twice"):
         swap_perspective.alignment(pd.concat([frame, frame]))

@@ -75,7 +75,7 @@ def space(frame: pd.DataFrame, *, kind: str = "delta", layers: Sequence[int | st
         ax.set_title(title, parse_math=False, pad=0)
         ax.view_init(elev=22, azim=-60)
         ax.set_box_aspect((1, 1, 1), zoom=0.88)
-        for axis, number, pad in ((ax.xaxis, 1, -3), (ax.yaxis, 2, -1), (ax.zaxis, 3, -6)):
+        for axis, number, pad in ((ax.xaxis, 1, -3), (ax.yaxis, 2, -1), (ax.zaxis, 3, -4)):
             axis.set_label_text(_label(part, number, ""), fontsize=6.5)
             axis.set_rotate_label(number == 3)  # along a slanted axis it would lie across the numbers
             axis.labelpad = pad

@@ -30,13 +30,14 @@ def alignment(
 
     Columns: perspective (of the world a model was trained in), world_correlation (of height in the picture with distance,
     measured in that world), layer, measure, estimate (cosine), low, high. A mark's shape is its world's perspective, a bar
-    its 95% interval. measure: None for a panel each. layer: one or several; None: up to four, from the first to the last.
-    Raises ValueError for a missing column, a value that is not there, or a row that stands twice.
+    its 95% interval. measure: None for a panel each. layer: one or several; None: up to four of those with an estimate, from
+    the first to the last. Raises ValueError for a missing column, a value that is not there, or a row that stands twice.
     """
     plot = "swap_perspective.alignment"
     need(frame, ("perspective", "world_correlation", "layer", "measure", "estimate", "low", "high"), plot)
     rows = frame if measure is None else looks.pick(frame, plot, measure=measure)
-    layers = looks.chosen_layers(rows, plot, layer, 4)
+    some = rows[rows["estimate"].notna()]  # at layer 0 the last token of a prompt is one and the same: there are no differences
+    layers = looks.chosen_layers(some if layer is None and len(some) else rows, plot, layer, 4)
     rows = rows.assign(layer=rows["layer"].map(looks.layer_text))
     rows = looks.once(rows[rows["layer"].isin(layers)], plot, ("measure", "layer", "perspective"))
     names, worlds = list(dict.fromkeys(rows["measure"])), sorted(rows["perspective"].unique())
@@ -48,11 +49,11 @@ def alignment(
         for tint, one in zip(tints, layers, strict=True):
             own = rows[(rows["measure"] == name) & (rows["layer"] == one)].sort_values("world_correlation")
             ax.plot(own["world_correlation"], own["estimate"], color=tint)
-            ax.vlines(own["world_correlation"], own["low"], own["high"], color=tint, linewidth=1.1)
+            ax.vlines(own["world_correlation"], own["low"], own["high"], color=tint, linewidth=1.3)
             for row in own.itertuples():
                 ax.plot([row.world_correlation], [row.estimate], MARKS[worlds.index(row.perspective) % len(MARKS)], color=tint)
-        ax.axhline(0, color=GREY, linewidth=0.7)
-        ax.axvline(0, color=GREY, linewidth=0.7)
+        ax.axhline(0, color=GREY, linewidth=0.7, zorder=0)
+        ax.axvline(0, color=GREY, linewidth=0.7, zorder=0)
         ax.set_title(MEASURES.get(name, (name,))[0], parse_math=False)
         ax.set_xlabel("correlation of height and distance in the world")
         ax.grid(axis="y")
