@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -472,7 +473,10 @@ def test_interval_of_the_mean_cosine_agrees_with_a_plain_loop():
     a, b = shorter(one_sum), shorter(other_sum)
     centre, error = with_error(np.arange(9), one_sum, other_sum)
     moved = np.array([with_error(np.repeat(np.arange(9), counts.astype(int)), a, b) for counts in drawn])
-    wanted = np.tanh(centre - error * np.quantile((moved[:, 0] - centre) / moved[:, 1], [0.975, 0.025]))
+    one_way = error * np.quantile((moved[:, 0] - centre) / moved[:, 1], [0.975, 0.025])
+    reach = np.sqrt(9 / 8) * scipy.stats.t.ppf(0.975, 8)
+    other_way = np.quantile(moved[:, 0] - centre, scipy.stats.norm.cdf([reach, -reach]))
+    wanted = np.tanh(centre - [max(one_way[0], other_way[0]), min(one_way[1], other_way[1])])
     got = mean_cosine(one_sum, other_sum, rows, drawn)
     assert got.estimate == pytest.approx(np.tanh(centre)) and (got.low, got.high) == pytest.approx(tuple(wanted))
 

@@ -109,9 +109,10 @@ def mean_cosine(
 ) -> Estimate:
     """Cosine of the means of two sets of rows, summed by the same clusters.
 
-    Studentised bootstrap on Fisher's z, each draw by its own jackknife: draws are nearer 0 than the truth by as much as the
-    estimate is, and that is taken back. -1 to 1 where one mean is no longer than noise would make it. The least sure of these
-    intervals: of 95 it covers about 94 with 60 pictures and clear directions, 90 to 94 with fewer than 40 or faint ones.
+    Bootstrap on Fisher's z: draws are nearer 0 than the truth by as much as the estimate is, and that is taken back. Each end is
+    the further of two, the studentised one (each draw by its own jackknife) and the basic one (cut at `levels`): either alone
+    covers 88 to 95 of 100 where directions are faint or pictures fewer than 100, both together 94 to 96, or more where all is
+    clear. -1 to 1 where one mean is no longer than noise would make it.
     """
     (estimate,), (error,) = _cosine_draws(one, other, np.ones((1, len(rows))))
     if len(rows) < LEAST_CLUSTERS or not np.isfinite(estimate):
@@ -123,8 +124,11 @@ def mean_cosine(
     there = errors > 0
     if not error > 0 or there.mean() < 0.9:  # all alike
         return Estimate(float(estimate), np.nan, np.nan)
-    far = np.quantile((_z(drawn[there]) - _z(estimate)) / errors[there], [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
-    return _around(float(estimate), *np.tanh(_z(estimate) - far * error))
+    moved = _z(drawn[there]) - _z(estimate)
+    studentised = error * np.quantile(moved / errors[there], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    basic = np.quantile(moved, levels(len(rows)))
+    high, low = np.tanh(_z(estimate) - [min(studentised[0], basic[0]), max(studentised[1], basic[1])])
+    return _around(float(estimate), low, high)
 
 
 def shortened(
