@@ -1,9 +1,10 @@
 """The notebook of section 2: every cell runs on a random model of each family, says what it lacks, and claims nothing of it."""
 
-import re
+from functools import partial
 
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 
 from spatialprobes import paths
 from spatialprobes.record import Record
@@ -13,19 +14,7 @@ from spatialprobes.tables import read_table
 SCRIPT = paths.root() / "notebooks" / "scripts" / "02_permutation_and_rope.py"
 EVERYWHERE = {"norms", "hidden_norms", "answers", "psi", "positions", "rope", "rope_rerun", "shares", "cmb"}
 ON_A_GRID = {"structured", "psi_structured", "psi_distance"}
-
-
-def run(folder, **parameters):
-    """The notebook's code with these parameters; what its cells define."""
-    cells = re.split(r"(?m)^# %%(.*)$", SCRIPT.read_text())[1:]
-    scope = {"__name__": "__main__"}
-    for head, code in zip(cells[::2], cells[1::2], strict=True):
-        if "markdown" not in head:
-            exec(compile(code, str(SCRIPT), "exec"), scope)
-        if "parameters" in head:
-            assert set(parameters) | {"out"} <= set(scope)
-            scope |= {**parameters, "out": str(folder)}
-    return scope
+run = partial(run_cells, SCRIPT)
 
 
 def study_run(name, root):

@@ -62,8 +62,12 @@ def perspective_name(perspective: float) -> str:
 
 
 def world_recipe(recipe: Recipe, perspective: float) -> Recipe:
-    """The recipe of a model that knows the world of one perspective alone: a shorter stage 2, and no scales."""
-    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 2 // 3)
+    """The recipe of a model that knows the world of one perspective alone, without scales.
+
+    Stage 2 is a third shorter where height says something about depth; where it says nothing, far and close come last.
+    """
+    items = recipe.stage2.items * 2 // 3 if perspective else recipe.stage2.items
+    stage2 = dataclasses.replace(recipe.stage2, items=items)
     return dataclasses.replace(recipe, stage2=stage2, perspective=(perspective,), scales=())
 
 
