@@ -23,8 +23,10 @@ MEASURES = {  # of consistency and alignment: name, axis
     "group": ("sign-corrected group consistency", "mean pairwise cosine"),
     "within": ("within-category consistency", "mean pairwise cosine"),
     "per_sample_mean": ("mean over quads", "cosine of the differences"),
-    "mean_delta_alignment": ("of the two mean differences", "cosine of the differences"),
+    "mean_delta_alignment": ("of the mean differences", "cosine of the differences"),
+    "between_pictures": ("between pictures", "cosine of the differences"),
 }
+LIMIT = 1.03  # of the axis: cosines and shares; a null may reach further where nothing is known of a cosine
 MEMBERS = ("original", "swapped", "both")
 
 
@@ -115,6 +117,8 @@ def _by_layer(
         looks.layer_axis(ax, layers)
         looks.none_here(ax, part)
         ax.set_title(titles[name], parse_math=False)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, -LIMIT), min(high, LIMIT))
     for ax in axes[::across]:
         ax.set_ylabel(label)
     handles = [looks.handle("measured, 95% interval", "black", "o"), *looks.control_handles(rows)]
