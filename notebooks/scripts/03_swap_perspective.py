@@ -171,11 +171,19 @@ for own, rule, id, says in (
               model=trained[own].name, caveat=f"layer {deep}")  # fmt: skip
     print(f"{id}: {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]")
 
+# %% [markdown]
+# **Within quads**, as the study measures it, the same model asked about three worlds:
+
 # %%
-within = aligned[every & (aligned["layer"] == deep) & (aligned["measure"] == "per_sample_mean")]
-within = within[within["definition"] == "corrected"].set_index(["trained", "asked"])["estimate"].unstack("asked")
-print("the same within quads, as the study measures it:")
+of_quads = aligned[every & (aligned["measure"] == "per_sample_mean") & (aligned["definition"] == "corrected")]
+within = of_quads[of_quads["layer"] == deep].set_index(["trained", "asked"])["estimate"].unstack("asked")
 print(within.round(3).to_string())
+of_flat = of_quads[of_quads["trained"] == least]
+of_flat = of_flat.assign(perspective=of_flat["asked"], world_correlation=of_flat["asked"].map(of_world))
+run.table("within_quads", of_flat, vlm=trained[least], seed=seed)
+run.figure("swap_perspective.alignment", table="within_quads", name="within-quads",
+           caption=f"Mean cosine of the two deltas of each quad, of the model taught by perspective {least:g}, against the "
+                   f"correlation of height and distance in the pictures that it is asked about (the marks).")  # fmt: skip
 
 # %% [markdown]
 # **Reading.** If all four claims hold, the alignment is taught by the world and carried by the model. Within quads the alignment
