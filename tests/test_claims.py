@@ -161,3 +161,10 @@ def test_markdown_keeps_its_columns():
     assert lines[2] == f"| Spatial answers need order. | `low > .25` | {first} |"
     assert lines[3].startswith("| Spatial answers need order.<br>*a \\| b c* |") and "**fails**<br>lab-two" in lines[3]
     assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_verdict_stands_beside_its_own_rule_and_statement():
+    other = [make(model="lab-two", rule="low > .35"), make(model="lab-three", statement="Every answer needs order.")]
+    rows = markdown([make(), *other]).strip().split("\n")[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| Spatial answers need order."] * 2 + ["| Every answer needs order."]
+    assert ["`low > .35`" in row and "lab-two" in row and "lab-llava" not in row for row in rows] == [False, True, False]

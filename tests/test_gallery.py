@@ -203,3 +203,11 @@ def test_a_claim_of_several_runs_stands_once_with_the_largest_n(root, monkeypatc
     monkeypatch.setattr(gallery, "collect", lambda root: (runs, ""))
     rows = [line for line in gallery.claims_markdown(root).split("\n") if line.startswith("| Longer")]
     assert len(rows) == 1 and re.findall(r"(\w+): 5 \[4, 6\], (\d+), \*\*holds\*\*", rows[0]) == [("m", "150"), ("other", "20")]
+
+
+def test_claims_of_one_id_by_two_rules_both_stand(root, monkeypatch):
+    claims = [claim("norms.ratio", "Longer.", rule, 5, 4, 6, n, "m", "norms") for rule, n in (("low > 3", 30), ("low > 5", 150))]
+    runs = [gallery.Shown("a", root, root, "complete", "", "notebook", claims=claims)]
+    monkeypatch.setattr(gallery, "collect", lambda root: (runs, ""))
+    text = gallery.claims_markdown(root)
+    assert "`low > 3` | m: 5 [4, 6], 30, **holds**" in text and "`low > 5` | m: 5 [4, 6], 150, **inconclusive**" in text

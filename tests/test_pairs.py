@@ -40,3 +40,10 @@ def test_changed_pictures_are_changed_when_used_and_stay_shared(side):
     plain = Image.new("RGB", (4, 4))
     one = pairs.with_pictures(lab_pairs.lab_pairs(1, 3)[:1], lambda picture: plain)
     assert open_image(one[0].swapped.image).size == (4, 4)
+
+
+def test_first_of_each_reads_no_pair_more_than_it_needs():
+    found = lab_pairs.lab_pairs(3, 5)
+    rest = iter(found)
+    assert pairs.first_of_each(rest, 1) == found[:6]
+    assert next(rest) == found[6]

@@ -93,13 +93,13 @@ def load_claims(path: str | Path) -> list[Claim]:
 
 
 def markdown(claims: Iterable[Claim]) -> str:
-    """A GitHub table, a row a claim (by its id, in the order of their first): what is claimed, by which rule, with which result
-    for each model. A caveat that all share stands once."""
+    """A GitHub table, a row a claim (one id, statement and rule; in the order of their first): what is claimed, by which rule,
+    with which result for each model. A caveat that all share stands once."""
     lines = ["| claim | rule | model: estimate [95% interval], n, verdict |", "|---|---|---|"]
-    by_id: dict[str, list[Claim]] = {}
+    alike: dict[tuple[str, str, str], list[Claim]] = {}  # a verdict stands beside no other rule than its own
     for one in claims:
-        by_id.setdefault(one.id, []).append(one)
-    for same in by_id.values():
+        alike.setdefault((one.id, one.statement, one.rule), []).append(one)
+    for same in alike.values():
         first, shared = same[0], len({one.caveat for one in same}) == 1
         statement = html.escape(first.statement, quote=False)
         statement += _caveat(first, "<br>") if shared else ""

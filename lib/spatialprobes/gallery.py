@@ -51,11 +51,12 @@ def claims_markdown(root: str | Path) -> str:
     Where several runs make one claim about one model, that which rests on the largest n stands for them.
     """
     shown, problem = collect(Path(root))
-    by_claim: dict[tuple[str, str], Claim] = {}
+    by_claim: dict[tuple[str, ...], Claim] = {}
     for claim in (claim for run in shown if run.state == "complete" for claim in run.claims):
-        known = by_claim.get((claim.id, claim.model))
+        same = (claim.id, claim.statement, claim.rule, claim.model)
+        known = by_claim.get(same)
         if known is None or claim.n > known.n:
-            by_claim[claim.id, claim.model] = claim
+            by_claim[same] = claim
     claims = list(by_claim.values())
     lines = [markdown(claims)] if claims else ["No run of the plan is complete yet.\n"]
     for state, said in STATES.items():

@@ -86,11 +86,13 @@ def named(example: Example, role: str) -> Object | None:
 
 def first_of_each(pairs: Iterable[Pair], count: int) -> list[Pair]:
     """The first `count` pairs of each category, in the order given."""
-    left, found = dict.fromkeys(CATEGORIES, count), []
+    left, found = dict.fromkeys(CATEGORIES, max(count, 0)), []
     for pair in pairs:
         if left[pair.category] > 0:
             left[pair.category] -= 1
             found.append(pair)
+        if not any(left.values()):  # pairs of a table are read from the disk one by one
+            break
     return found
 
 
