@@ -523,3 +523,39 @@ def test_perspective_draws_alignment_against_the_worlds_correlation():
     assert legend_of(swap_perspective.alignment(empty))[:4] == ["layer 1", "layer 3", "layer 5", "layer 7"]
     with pytest.raises(ValueError, match="stands twice"):
         swap_perspective.alignment(pd.concat([frame, frame]))
+
+
+# --- tables from elsewhere ---
+
+
+@pytest.mark.parametrize(
+    "plot", ["swap.consistency", "swap.alignment", "swap.probe", "swap.accuracy", "swap_perspective.alignment"]
+)
+def test_no_interval_is_promised_where_there_is_none(plot):
+    frame = tables.SWAP_FRAMES[plot]()
+    for known, said in ((frame, "95% interval"), (frame.assign(low=np.nan, high=np.nan), "no interval known")):
+        figure = plots.draw(plot, known, {})
+        assert [said in words for words in words_of(figure) if "interval" in words] == [True]
+        assert_legible(figure)
+
+
+@pytest.mark.parametrize("plot", [name for name, make in tables.SWAP_FRAMES.items() if {"n", "n_row"} & {*make().columns}])
+def test_a_table_without_n_is_drawn_and_says_so(plot):
+    frame = tables.SWAP_FRAMES[plot]()
+    figure = plots.draw(plot, frame.assign(**{name: np.nan for name in ("n", "n_row") if name in frame}), {})
+    words = words_of(figure)
+    assert any("unknown" in one for one in words) and not any("nan" in one for one in words)
+    assert_legible(figure)
+
+
+def test_emergence_shows_what_lies_below_0_also_without_intervals():
+    frame = tables.emerging().assign(low=np.nan, high=np.nan)
+    frame.loc[frame["measure"] == "consistency", "estimate"] -= 0.5
+    figure = swap_scales.emergence(frame)
+    assert figure.axes[0].get_ylim()[0] < frame["estimate"].min()
+
+
+def test_perspective_wants_to_know_every_world():
+    frame = tables.perspectives()
+    with pytest.raises(ValueError, match="no perspective or no world_correlation"):
+        swap_perspective.alignment(frame.assign(world_correlation=frame["world_correlation"].where(frame["perspective"] > 0)))

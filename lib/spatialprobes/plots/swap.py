@@ -121,7 +121,7 @@ def _by_layer(
     axes[0].set_ylim(max(low, -LIMIT), min(high, LIMIT))
     for ax in axes[::across]:
         ax.set_ylabel(label)
-    handles = [looks.handle("measured, 95% interval", "black", "o"), *looks.control_handles(rows)]
+    handles = [looks.handle(f"measured, {looks.measured_with(rows)}", "black", "o"), *looks.control_handles(rows)]
     if "chance" in rows.columns and rows["chance"].notna().any():
         handles.append(looks.handle("chance", "black", dashes=(0, (5, 2, 1, 2)), linewidth=0.8))
     handles += [*looks.significance_handles(rows[rows["control"] == "none"]), *looks.gap_handles(rows)]
@@ -163,7 +163,7 @@ def accuracy(frame: pd.DataFrame, *, by: str = "generate", width: str = "two") -
     ax.set_xticks(list(ticks), list(ticks.values()), fontsize=6.5, rotation=0 if width == "two" else 90)
     ax.tick_params(axis="x", length=0)
     ax.set_ylim(0, 1.02)
-    ax.set_ylabel("share right (95% interval)")
+    ax.set_ylabel(f"share right ({looks.measured_with(rows)})")
     ax.grid(axis="y")
     handles = [
         Patch(facecolor=GREY, edgecolor=GREY, label="original question"),

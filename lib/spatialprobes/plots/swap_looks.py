@@ -118,7 +118,9 @@ def layer_name(layer: str) -> str:
 
 
 def counts(n: pd.Series) -> str:
-    """How many, or from how few to how many."""
+    """How many, or from how few to how many; of those that are known (tables from elsewhere may lack n)."""
+    if (n := n.dropna()).empty:
+        return "unknown"
     least, most = int(n.min()), int(n.max())
     return f"{least:,}" if least == most else f"{least:,}–{most:,}"
 
@@ -218,6 +220,11 @@ def mark_size(layers: Sequence[str]) -> float:
 
 
 # --- legends ---
+
+
+def measured_with(rows: pd.DataFrame) -> str:
+    """What a measured value is drawn with: tables from elsewhere hold no intervals."""
+    return "95% interval" if rows[["low", "high"]].notna().all(axis=1).any() else "no interval known"
 
 
 def handle(label: str, tint: str = GREY, mark: str = "", dashes: Any = "-", **more: Any) -> Line2D:

@@ -36,6 +36,8 @@ def alignment(
     plot = "swap_perspective.alignment"
     need(frame, ("perspective", "world_correlation", "layer", "measure", "estimate", "low", "high"), plot)
     rows = frame if measure is None else looks.pick(frame, plot, measure=measure)
+    if rows[["perspective", "world_correlation"]].isna().any(axis=None):
+        raise ValueError(f"{plot}: a row has no perspective or no world_correlation; every model's world must be known")
     some = rows[rows["estimate"].notna()]  # at layer 0 the last token of a prompt is one and the same: there are no differences
     layers = looks.chosen_layers(some if layer is None and len(some) else rows, plot, layer, 4)
     rows = rows.assign(layer=rows["layer"].map(looks.layer_text))
@@ -58,7 +60,7 @@ def alignment(
         ax.set_xlabel("correlation of height and distance in the world")
         ax.grid(axis="y")
     for ax in axes[::across]:
-        ax.set_ylabel("alignment (cosine, 95% interval)")
+        ax.set_ylabel(f"alignment (cosine, {looks.measured_with(rows)})")
     handles = [looks.handle(looks.layer_name(one), tint) for tint, one in zip(tints, layers, strict=True)]
     for index, world in enumerate(worlds):
         handles.append(looks.handle(f"perspective {world:g}", GREY, MARKS[index % len(MARKS)], "none"))

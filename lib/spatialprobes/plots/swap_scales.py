@@ -142,7 +142,7 @@ def emergence(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.axhline(0, color=GREY, linewidth=0.7)
         _samples(ax, rows["samples"])
         ax.set_title(looks.sized(f"{group}{_at_layer(part, plot)}", part))
-    low = float(np.nanmin([0.0, rows["low"].min()]))
+    low = float(np.nanmin([0.0, rows["low"].min(), rows["estimate"].min()]))
     axes[0].set_ylim(low - 0.04, 1.04)
     for ax in axes[::across]:
         ax.set_ylabel("accuracy, consistency")
@@ -189,6 +189,7 @@ def _scale_look(place: int, count: int) -> looks.Look:
 def _shuffled(ax: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
     """Where the shuffled control's intervals lie, over all scales."""
     rows = rows.assign(layer=rows["layer"].map(looks.layer_text)).dropna(subset=["low", "high"])
+    rows = rows.astype({"low": float, "high": float})
     if rows.empty:
         return
     x = looks.places(layers)

@@ -46,7 +46,7 @@ def matrix(
         shown = ax.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
         _values(ax, grid)
         many = part.groupby("row")["n_row"].max()
-        labels = [f"{one} ({many.get(one, 0):,.0f})" for one in names]
+        labels = [f"{one} ({looks.counts(many.reindex([one]))})" for one in names]
         ax.set_yticks(range(len(names)), labels if place % across == 0 else [])
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         ax.tick_params(length=0)
