@@ -502,6 +502,14 @@ def test_figures_are_drawn_from_it_where_torch_cannot_be_imported(original):
         ("csv/delta_similarity_80k_L0_all_pairs.csv", ",left\nleft,3\n", "3 is no cosine"),
         ("csv/delta_similarity_80k_L0_all_pairs.csv", b"\xff\xfe,left", "delta_similarity_80k_L0_all_pairs.csv: 'utf-8'"),
         ("csv/summary.csv", "a,b\n1,2\n", "csv/summary.csv: has no column scale but a, b"),
+        ("csv/summary.csv", "scale,layer\n80k,x\n", "csv/summary.csv: column layer is no number in every row"),
+        ("csv/summary.csv", "scale,vertical_n\n80k,1\n80k,2\n", "csv/summary.csv: scale '80k' stands twice"),
+        ("csv/summary.csv", "scale,vertical_n\n,1\n", "csv/summary.csv: row 1 names no scale"),
+        ("json/within_cat_consistency_80k_all_pairs.json", '{"left_L00": {"mean": 0, "std": 0, "n": 2}}', "'left_L00' is no"),
+        ("json/within_cat_consistency_80k_all_pairs.json", f'{{"left_L{"9" * 400}": {{}}}}', "is no category_L<layer>"),
+        ("json/within_cat_consistency_80k_all_pairs.json", '{"left_L0": {"mean": 0, "std": -0.1, "n": 2}}', "std is '-0.1'"),
+        ("json/cross_alignment_80k.json", '{"L01": {"per_sample_mean": 0, "mean_delta_alignment": 0}}', "'L01' is no L<layer>"),
+        ("json/category_validity_80k.json", '{"far": {"n": 1, "acc_orig": -0.1, "acc_swap": 1}}', "acc_orig is '-0.1'"),
         ("npz/vectors_80k.npz", b"PK\x03\x04 no more", "npz/vectors_80k.npz: not a readable .npz file"),
         ("npz/cross_group_vectors_80k.npz", b"", "npz/cross_group_vectors_80k.npz: not a readable .npz file"),
     ],
@@ -569,6 +577,42 @@ def test_a_layer_whose_arrays_do_not_fit_is_left_out(original, key, array, said)
     assert [one for one in results.problems if said in one and one.startswith("npz/vectors_80k.npz: ")]
 
 
+@pytest.mark.parametrize(
+    ("key", "array", "said"),
+    [
+        ("orig_L1", np.full((12, 5), "x"), "orig_L1 holds <U1; real numbers are wanted"),
+        ("is_correct_swap_L0", np.zeros(12, int), "is_correct_swap is not a yes or no for each pair"),
+    ],
+)
+def test_arrays_of_another_kind_are_named(original, key, array, said):
+    path = original / "npz/vectors_80k.npz"
+    with np.load(path) as arrays:
+        held = dict(arrays)
+    np.savez_compressed(path, **held | {key: array})
+    assert any(said in one for one in swap_results.read(original).problems)
+
+
+@pytest.mark.parametrize("scale", ["NA", "null", "nan", "001"])
+def test_a_scale_may_have_any_name_that_a_file_may(original, scale, tmp_path):
+    tables = swap_results.read(original).tables
+    for name in (scale, "b"):  # the second reads what the first has written
+        own = tables["accuracy"].query("scale == '80k'").assign(scale=name)
+        swap_results.write(tmp_path, name, tables={"accuracy": own})
+    summary = swap_results.read(tmp_path).tables["summary"]
+    assert sorted(summary["scale"]) == sorted([scale, "b"]) and (summary["overall_n"] == 12).all()
+
+
+def test_what_the_study_left_out_stays_left_out(original, tmp_path):
+    path = original / "json/cross_alignment_80k.json"
+    path.write_text(json.dumps({"L0": {"per_sample_mean": 0.25, "mean_delta_alignment": 0.5}}))
+    path = original / "json/category_validity_80k.json"
+    path.write_text(path.read_text().replace("0.75", "NaN", 1))  # of left
+    again = copied(swap_results.read(original), tmp_path / "again")
+    aligned = json.loads((again / "json/cross_alignment_80k.json").read_text())["L0"]
+    assert (aligned["per_sample_mean"], aligned["mean_delta_alignment"]) == (0.25, 0.5) and "n_samples" not in aligned
+    assert json.loads((again / "json/category_validity_80k.json").read_text())["left"]["n"] == 0
+
+
 def test_states_are_read_when_asked_for(original):
     states = swap_results.read(original).vectors["80k"]
     path = original / "npz/vectors_80k.npz"
@@ -630,6 +674,9 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(ours, tmp_path):
         ("a", {"tables": {"consistency": tables["consistency"].drop(columns="std")}}, "lacks the column 'std'"),
         ("a", {"tables": {"accuracy": tables["accuracy"].assign(scale="b")}}, "nothing to write for scale 'a'"),
         ("a", {"quads": (quads[0], states)}, "row i of both must be one quad"),
+        *(("a", {"tables": {name: pd.concat([table, table.tail(1)])}}, "stands twice") for name, table in tables.items()),
+        ("a", {"tables": {"similarity": tables["similarity"].assign(cosine=np.inf)}}, "column 'cosine' holds an infinity"),
+        ("a", {"states": states, "tables": {**tables, "answers": tables["answers"].iloc[1:]}}, "not both answers"),
         ("a", {}, "nothing to write"),
     ):
         with pytest.raises(ValueError, match=said.replace("(", r"\(")):

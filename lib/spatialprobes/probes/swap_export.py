@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 TABLES = ("consistency", "alignment", "similarity", "accuracy", "answers", "validity", "summary")
+ROWS = {  # what tells a table's rows apart, and its numbers
+    "consistency": (("layer", "variant", "measure", "of", "control"), ("upper_triangle", "std")),
+    "alignment": (("layer", "variant", "measure", "definition", "control"), ("estimate",)),
+    "similarity": (("layer", "variant", "row", "column"), ("cosine",)),
+    "accuracy": (("group", "category", "member", "by"), ("estimate",)),
+    "answers": (("pair", "member"), ()),
+}
 BY = "as_published"  # the study's own check of answers and definition of alignment
 SHUFFLES, SHUFFLE_SEED = 100, 42  # the study's permutation control of alignment
 SHORT = {"original": "orig", "swapped": "swap", "both": "both"}
@@ -61,8 +68,8 @@ def write(
     (`upper_triangle`) with its `std`; which pairs are both_correct is as in the tables, so by whole words, not by the study's
     substring check. csv/summary.csv keeps its rows of other scales.
 
-    Raises ValueError for a scale that no file can be named after, an unknown table, a missing column, a table without the
-    published definition, and nothing to write.
+    Raises ValueError for a scale that no file can be named after, an unknown table, a missing column, a row that stands twice,
+    an infinity, a table without the published definition, and nothing to write.
     """
     if not re.fullmatch(SCALE, scale):
         raise ValueError(f"scale {scale!r}: letters, digits and . _ + - alone, for files are named after it")
@@ -70,6 +77,9 @@ def write(
         raise ValueError(f"table {unknown[0]!r} has no place in the study's layout; legal: {', '.join(TABLES)}")
     own = {name: _of_scale(frame, scale) for name, frame in tables.items()}
     own = {name: frame for name, frame in own.items() if len(frame)}
+    for name, frame in own.items():
+        if name in ROWS:
+            _check(frame, name)
     deltas = quads if isinstance(quads, CrossDeltas) or quads is None else deltas_of(*quads)
     folder = Path(folder)
     files: dict[str, bytes] = {}
@@ -86,9 +96,10 @@ def write(
         raise ValueError(f"there is nothing to write for scale {scale!r}: no table has rows of it, no states or quads are given")
     if "accuracy" in own:  # last of what may be refused: it reads what is there
         files["csv/summary.csv"] = _summary(folder / "csv" / "summary.csv", scale, own)
+    arrays = None if states is None else _vectors(states, own.get("answers"))
     written = [write_atomically(folder / name, content) for name, content in files.items()]
-    if states is not None:
-        written.append(write_npz(folder / "npz" / f"vectors_{scale}.npz", _vectors(states, own.get("answers")), packed=True))
+    if arrays is not None:
+        written.append(write_npz(folder / "npz" / f"vectors_{scale}.npz", arrays, packed=True))
     if deltas is not None:
         arrays = {f"delta_{word}_L{layer - 1}": deltas.read(layer, which) for layer in representative(deltas.layers)
                   for word, which in (("vert", "vertical"), ("dist", "distance"))}  # fmt: skip
@@ -97,9 +108,10 @@ def write(
 
 
 def pred_stats(accuracy: pd.DataFrame, scale: str) -> dict[str, Any]:
-    """{scale, {group}_n, {group}_acc_orig, ..._swap, ..._both, overall_...}; a group without pairs has 0, as in the study."""
+    """{scale, {group}_n, {group}_acc_orig, ..._swap, ..._both, overall_...}; a group without pairs has 0, as in the study, and
+    so has one without estimates."""
     rows = _published(accuracy, "accuracy", "by", ("group", "category", "member", "estimate", "n"))
-    rows = rows[(rows["category"] == "") & (rows["n"] > 0)]
+    rows = rows[(rows["category"] == "") & (rows["n"] > 0) & rows["estimate"].notna()]
     known = {(row.group, row.member): (float(row.estimate), int(row.n)) for row in rows.itertuples()}
     stats: dict[str, Any] = {"scale": scale}
     right, total = dict.fromkeys(SHORT, 0), 0
@@ -116,12 +128,14 @@ def pred_stats(accuracy: pd.DataFrame, scale: str) -> dict[str, Any]:
 
 
 def category_validity(accuracy: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """{category: {n, acc_orig, acc_swap, reliable}}; a category without pairs has 0 and is not reliable, as in the study.
+    """{category: {n, acc_orig, acc_swap, reliable}}; a category without pairs (or estimates) has 0 and is not reliable, as in
+    the study.
 
     reliable is null where the table doesn't know.
     """
     rows = _published(accuracy, "accuracy", "by", ("category", "member", "estimate", "n", "reliable"))
-    known = {(row.category, row.member): row for row in rows[(rows["category"] != "") & (rows["n"] > 0)].itertuples()}
+    rows = rows[(rows["category"] != "") & (rows["n"] > 0) & rows["estimate"].notna()]
+    known = {(row.category, row.member): row for row in rows.itertuples()}
     validity = {}
     for category in CATEGORIES:
         one, other = (known.get((category, member)) for member in ("original", "swapped"))
@@ -153,8 +167,9 @@ def cross_alignment(alignment: pd.DataFrame, deltas: CrossDeltas | None = None) 
         spread, by_chance = mean.std, (shuffled.estimate, shuffled.std) if shuffled is not None else (np.nan, np.nan)
         if deltas is not None and layer in deltas.layers and np.isnan([spread, by_chance[1]]).any():
             vertical, distance = _unit_deltas(deltas, layer)
-            spread = float(np.std(np.sum(vertical * distance, axis=1))) if np.isnan(spread) else spread
-            by_chance = _by_chance(vertical, distance) if np.isnan(by_chance[1]) else by_chance
+            if len(vertical):
+                spread = float(np.std(np.sum(vertical * distance, axis=1))) if np.isnan(spread) else spread
+                by_chance = _by_chance(vertical, distance) if np.isnan(by_chance[1]) else by_chance
         values = {
             "per_sample_mean": mean.estimate,
             "per_sample_std": spread,
@@ -163,7 +178,7 @@ def cross_alignment(alignment: pd.DataFrame, deltas: CrossDeltas | None = None) 
             "permutation_std": by_chance[1],
         }
         known = {name: float(value) for name, value in values.items() if not np.isnan(value)}
-        out[f"L{layer - 1}"] = known | {"n_samples": int(mean.n)}
+        out[f"L{layer - 1}"] = known if np.isnan(mean.n) else known | {"n_samples": int(mean.n)}
     return out
 
 
@@ -211,14 +226,23 @@ def _summary(path: Path, scale: str, own: Mapping[str, pd.DataFrame]) -> bytes:
     rows = {scale: row}
     if path.is_file():
         try:
-            before = pd.read_csv(io.BytesIO(path.read_bytes()), float_precision="round_trip", dtype={"scale": str})
-            rows = {one["scale"]: one for one in before.to_dict("records")} | rows
-        except (ValueError, KeyError) as error:
+            rows = {one["scale"]: one for one in summary_rows(path.read_bytes()).to_dict("records")} | rows
+        except ValueError as error:
             raise ValueError(f"{path}: not the summary of earlier scales: {error}; move it away to begin a new one") from error
-    frame = pd.DataFrame([rows[name] for name in ordered(rows)])
-    counts = [name for name in frame.columns if name.endswith("_n")]
-    frame = frame.astype({name: "Int64" for name in counts})
+    frame = pd.DataFrame([rows[name] for name in ordered(rows)], dtype=object)  # earlier numbers stay as they were written
     return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def summary_rows(content: bytes) -> pd.DataFrame:
+    """The rows of a csv/summary.csv as text, empty cells NaN. Raises ValueError unless each names a scale of its own."""
+    frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])  # "NA" may be a scale's name
+    if "scale" not in frame.columns:
+        raise ValueError(f"has no column scale but {', '.join(map(str, frame.columns))}")
+    if frame["scale"].isna().any():
+        raise ValueError(f"row {int(frame['scale'].isna().argmax()) + 1} names no scale")
+    if (twice := frame["scale"].duplicated()).any():
+        raise ValueError(f"scale {frame.loc[twice, 'scale'].iloc[0]!r} stands twice")
+    return frame
 
 
 def _vectors(states: States, answers: pd.DataFrame | None) -> dict[str, np.ndarray]:
@@ -288,6 +312,18 @@ def _published(frame: pd.DataFrame, table: str, column: str, columns: tuple[str,
         there = ", ".join(map(str, frame[column].unique()))
         raise ValueError(f"table {table!r} has no row with {column} {BY!r}, which is what the study's files hold; there: {there}")
     return rows
+
+
+def _check(frame: pd.DataFrame, table: str) -> None:
+    """Raises ValueError for a missing column, a row that stands twice (of several scales, say), and an infinity."""
+    keys, numbers = ROWS[table]
+    _need(frame, table, (*keys, *numbers))
+    if (twice := frame.duplicated(list(keys))).any():
+        row = frame[twice].iloc[0]
+        raise ValueError(f"table {table!r}: {', '.join(f'{key} {row[key]}' for key in keys)} stands twice")
+    for column in numbers:
+        if np.isinf(frame[column].to_numpy(float)).any():
+            raise ValueError(f"table {table!r}: column {column!r} holds an infinity")
 
 
 def _need(frame: pd.DataFrame, table: str, columns: tuple[str, ...]) -> None:

@@ -25,9 +25,10 @@ VARIANTS = {tag: variant for variant, tag in TAGS.items()} | {"all": "all"}  # b
 CONSISTENCY = {"sign_corrected_consistency": "group", "within_cat_consistency": "within"}  # file -> measure
 MEMBERS = {"original": "orig", "swapped": "swap"}
 SCALE = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+BLOCK = r"0|[1-9][0-9]{0,3}"  # as the study writes its layers: one spelling each
 _TAG = r"all_pairs|both_correct|all_with_validity|all"
 _KINDS = {
-    "similarity": rf"csv/delta_similarity_(?P<scale>{SCALE})_L(?P<block>\d{{1,4}})_(?P<tag>{_TAG})\.csv",
+    "similarity": rf"csv/delta_similarity_(?P<scale>{SCALE})_L(?P<block>{BLOCK})_(?P<tag>{_TAG})\.csv",
     "summary": r"csv/summary\.csv",
     "pred_stats": rf"json/pred_stats_(?P<scale>{SCALE})\.json",
     "category_validity": rf"json/category_validity_(?P<scale>{SCALE})\.json",
@@ -92,6 +93,12 @@ def named(path: str) -> Named | None:
             layer = None if parts.get("block") is None else int(parts["block"]) + 1
             return Named(kind, parts.get("scale"), layer, VARIANTS.get(parts.get("tag", "")))
     return None
+
+
+def layer_of(key: str, before: str) -> int | None:
+    """Our layer of a name such as "orig_L11" (before: "orig_L"); None for any other name."""
+    block = key.removeprefix(before)
+    return int(block) + 1 if block != key and re.fullmatch(BLOCK, block) else None
 
 
 def blocks(layers: Iterable[Layer]) -> tuple[int, ...]:

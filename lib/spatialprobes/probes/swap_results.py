@@ -20,8 +20,8 @@ import pandas as pd
 
 from spatialprobes.pairs import CATEGORIES, GROUP_OF, GROUPS
 from spatialprobes.probes.swap_accuracy import CHANCE
-from spatialprobes.probes.swap_export import BY, SHORT, write
-from spatialprobes.probes.swap_layout import CONSISTENCY, CrossDeltas, Named, named
+from spatialprobes.probes.swap_export import BY, SHORT, summary_rows, write
+from spatialprobes.probes.swap_layout import CONSISTENCY, CrossDeltas, Named, layer_of, named
 from spatialprobes.probes.swap_states import States
 from spatialprobes.probes.swap_vectors import cross_deltas, vectors
 from spatialprobes.series import ordered, samples_of
@@ -145,21 +145,21 @@ def _consistency(path: Path, meaning: Named, found: _Found, note: Note) -> None:
     measure = CONSISTENCY[meaning.kind]
     legal = GROUPS if measure == "group" else CATEGORIES
     for key, values in read_object(path, MAX_TEXT).items():
-        of, mark, block = key.rpartition("_L")
-        if not mark or not block.isdecimal() or of not in legal:
+        of = key.rpartition("_L")[0]
+        if of not in legal or (layer := layer_of(key, f"{of}_L")) is None:
             note(f"{key!r} is no {'group' if measure == 'group' else 'category'}_L<layer>; left out")
             continue
         if (numbers := _numbers(values, key, ("mean", "std", "n"), note)) is None:
             continue
         mean, std, n = numbers
-        row = {"layer": int(block) + 1, "variant": meaning.variant, "measure": measure, "of": of, "control": "none"}
+        row = {"layer": layer, "variant": meaning.variant, "measure": measure, "of": of, "control": "none"}
         published = {"estimate": mean, "upper_triangle": mean, "std": std, "n": n, "clusters": np.nan}
         found.rows["consistency"].append({"scale": meaning.scale, **row, **NONE, **published})
 
 
 def _alignment(path: Path, meaning: Named, found: _Found, note: Note) -> None:
     for key, values in read_object(path, MAX_TEXT).items():
-        if key[:1] != "L" or not key[1:].isdecimal():
+        if (layer := layer_of(key, "L")) is None:
             note(f"{key!r} is no L<layer>; left out")
             continue
         if _numbers(values, key, ("per_sample_mean", "mean_delta_alignment"), note) is None:
@@ -179,7 +179,7 @@ def _alignment(path: Path, meaning: Named, found: _Found, note: Note) -> None:
             if (numbers := _numbers(values, key, wanted, note)) is None:
                 continue
             got = dict(zip(wanted, numbers, strict=True))
-            row = {"layer": int(key[1:]) + 1, "variant": "all", "measure": measure, "definition": BY, "control": control}
+            row = {"layer": layer, "variant": "all", "measure": measure, "definition": BY, "control": control}
             published = {"estimate": got[mean], "std": got.get(std, np.nan), "n": got.get("n_samples", np.nan)}
             found.rows["alignment"].append({"scale": meaning.scale, **row, **NONE, **published, "clusters": np.nan})
 
@@ -221,7 +221,7 @@ def _answered(scale: str, group: str, category: str, member: str, share: float, 
 
 
 def _similarity(path: Path, meaning: Named, found: _Found, note: Note) -> None:
-    grid = pd.read_csv(io.BytesIO(_text(path)), index_col=0, float_precision="round_trip")
+    grid = pd.read_csv(io.BytesIO(_text(path)), index_col=0, dtype=str)  # numbers by Python's reader, which is exact
     names = [*map(str, grid.index)]
     if names != [*map(str, grid.columns)] or len({*names}) < len(names) or not {*names} <= {*CATEGORIES}:
         raise ValueError(f"rows {names} and columns {[*map(str, grid.columns)]} are not the same categories")
@@ -235,10 +235,13 @@ def _similarity(path: Path, meaning: Named, found: _Found, note: Note) -> None:
 
 
 def _summary(path: Path, meaning: Named, found: _Found, note: Note) -> None:
-    frame = pd.read_csv(io.BytesIO(_text(path)), float_precision="round_trip", dtype={"scale": str})
-    if "scale" not in frame.columns:
-        raise ValueError(f"has no column scale but {', '.join(map(str, frame.columns))}")
-    found.rows["summary"] += frame.to_dict("records")
+    rows = summary_rows(_text(path))
+    for name in rows.columns.drop("scale"):
+        try:
+            rows[name] = rows[name].astype(float)
+        except ValueError:
+            note(f"column {name} is no number in every row; kept as text")
+    found.rows["summary"] += rows.to_dict("records")
 
 
 def _vectors(path: Path, meaning: Named, found: _Found, note: Note) -> None:
@@ -274,7 +277,8 @@ def _numbers(values: Any, key: str, names: tuple[str, ...], note: Note) -> list[
             return None
         value, count = values[name], name == "n" or name.endswith(("_n", "n_samples"))
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (_is_count(value) if count else _is_share(value)):
+        least = 0 if "acc" in name or "std" in name else -1
+        if not number or not (_is_count(value) if count else _is_share(value, least)):
             wanted = "a count" if count else "a cosine, a share or a deviation of them"
             note(f"{key}: {name} is {str(value)[:40]!r}, {wanted} is wanted; left out")
             return None
@@ -285,9 +289,9 @@ def _is_count(value: float) -> bool:
     return 0 <= value <= MAX_PAIRS and value == int(value)
 
 
-def _is_share(value: float) -> bool:
-    """In [-1, 1] but for rounding, or NaN, as the study writes what it could not compute."""
-    return abs(value) <= 1 + 1e-3 or value != value
+def _is_share(value: float, least: int) -> bool:
+    """In [least, 1] but for rounding, or NaN, as the study writes what it could not compute."""
+    return least - 1e-3 <= value <= 1 + 1e-3 or value != value
 
 
 def _text(path: Path) -> bytes:
@@ -307,7 +311,7 @@ def _table(name: str, rows: list[dict[str, Any]], scales: list[str]) -> pd.DataF
     columns = ["scale", "samples", *TABLES[name]]
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
     place = {scale: i for i, scale in enumerate(scales)}
-    by = [frame["scale"].map(place)] + ([frame["layer"]] if "layer" in frame else [])
+    by = [frame["scale"].map(place)] + ([frame["layer"]] if "layer" in TABLES[name] else [])
     frame = frame.iloc[np.lexsort([each.to_numpy(float) for each in reversed(by)])].reset_index(drop=True)
     frame["samples"] = frame["scale"].map(lambda label: samples_of(str(label))).astype(float)
     return frame.reindex(columns=columns if TABLES[name] else [*dict.fromkeys([*columns, *frame.columns])])

@@ -7,6 +7,7 @@ Knows these names; nothing of the other files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from spatialprobes.pairs import CATEGORIES, GROUP_OF, OPPOSITE
-from spatialprobes.probes.swap_layout import MEMBERS, CrossDeltas
+from spatialprobes.probes.swap_layout import MEMBERS, CrossDeltas, layer_of
 from spatialprobes.probes.swap_states import States
 from spatialprobes.sources.arrays import headers_npz, read_npz
 
@@ -36,11 +37,11 @@ def vectors(path: Path, note: Note) -> tuple[States, pd.DataFrame]:
     A layer whose arrays don't fit one another is noted and left out. Raises ValueError for objects, and where no layer is left.
     """
     shapes = _shapes(path)
-    names = {int(key[6:]): key for key in shapes if key.startswith("orig_L") and key[6:].isdecimal()}
+    names = sorted(layer - 1 for key in shapes if (layer := layer_of(key, "orig_L")))
     small = ("categories", "indices", "clusters", "is_correct_orig", "is_correct_swap")
     known = read_npz(path, MAX_IDS, {f"{name}_L{block}" for block in names for name in small})
     pairs, layers, right = None, [], {}
-    for block in sorted(names):
+    for block in names:
         try:
             own = _pairs(block, known, shapes)
             if pairs is not None and not own.equals(pairs):
@@ -65,12 +66,12 @@ def cross_deltas(path: Path, note: Note) -> CrossDeltas:
     """The deltas of a cross_group_vectors_{scale}.npz. Raises as `vectors`."""
     shapes, layers = _shapes(path), []
     for key in shapes:
-        block = key.removeprefix("delta_vert_L")
-        if block == key or not block.isdecimal():
+        if (layer := layer_of(key, "delta_vert_L")) is None:
             continue
+        block = layer - 1
         one, other = shapes[key], shapes.get(f"delta_dist_L{block}")
         if len(one) == 2 and one == other:
-            layers.append(int(block) + 1)
+            layers.append(layer)
         else:
             note(f"L{block}: delta_vert has shape {one}, delta_dist {other}; the same [quad, width] is wanted; left out")
     if not layers:
@@ -87,6 +88,9 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     found = headers_npz(path)
     if objects := [key for key, (_, dtype) in found.items() if dtype.hasobject]:
         raise ValueError(f"{objects[0]} holds objects, which only a pickle could give back; {CURE}")
+    for key, (_, dtype) in found.items():
+        if re.match("(orig|swap|delta_vert|delta_dist)_L", key) and dtype.kind not in "fiu":
+            raise ValueError(f"{key} holds {dtype}; real numbers are wanted")
     return {key: shape for key, (shape, _) in found.items()}
 
 
@@ -114,6 +118,7 @@ def _answers(pairs: pd.DataFrame, right: dict[str, np.ndarray | None], note: Not
     parts = []
     for member, flags in right.items():
         if flags is None or flags.shape != (len(pairs),) or flags.dtype != bool:
+            note(f"is_correct_{MEMBERS[member]} is not a yes or no for each pair; which answers were right is left out")
             return pd.DataFrame()
         category = pairs["category"] if member == "original" else pairs["category"].map(OPPOSITE)
         parts.append(pairs.assign(member=member, category=category, correct_published=flags))
