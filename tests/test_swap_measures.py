@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 
 from spatialprobes.pairs import CATEGORIES, GROUP_OF, OPPOSITE, SIGN
 from spatialprobes.probes.swap_accuracy import reliable
-from spatialprobes.probes.swap_intervals import cross_cosine, mean_cosine, weights
+from spatialprobes.probes.swap_intervals import _products, cross_cosine, mean_cosine, weights
 from spatialprobes.probes.swap_measures import (
     _label_null,
     _Sample,
@@ -27,7 +27,7 @@ from spatialprobes.probes.swap_measures import (
 )
 from spatialprobes.probes.swap_probe import PENALTY, _hat, linear_probe
 from spatialprobes.probes.swap_projection import fit, projection
-from spatialprobes.probes.swap_resampling import label_shuffles
+from spatialprobes.probes.swap_resampling import label_shuffles, reduced
 from spatialprobes.probes.swap_states import States, from_arrays
 
 FEW = {"n": 100}
@@ -666,3 +666,25 @@ def test_projection_of_too_little_is_nan_and_missing_rows_stay():
     lost = table[table["pc1"].isna()]
     assert lost["pair"].unique().tolist() == ["pair-3"] and set(lost["kind"]) == {"delta", "original"}
     assert projection(mapped(states, lambda a, b: (b * 0, b * 0)), [0])[["pc1", "share1"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(("n", "width"), [(6, 40), (30, 31), (40, 12)], ids=["wide", "barely-wide", "narrow"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_fewer_dimensions_keep_inner_products_even_of_rows_that_depend_on_one_another(n, width, alike):
+    x = np.random.default_rng(n).normal(size=(n, width))
+    if alike:
+        x[1], x[2] = x[0], -x[0]
+    fewer = reduced(x)
+    assert fewer.shape[1] <= max(n, 12)
+    assert np.abs(fewer @ fewer.T - x @ x.T).max() < 1e-12 * width
+
+
+@pytest.mark.parametrize(("clusters", "width"), [(7, 40), (60, 3)], ids=["wide", "narrow"])
+def test_products_of_draws_are_those_of_their_sums_in_either_form(clusters, width):
+    generator = np.random.default_rng(clusters)
+    one, other = generator.normal(size=(2, clusters, width))
+    counts = generator.integers(0, 4, (5, clusters)).astype(float)
+    whole, each = _products(one, other).of(counts)
+    first, second = counts @ one, counts @ other
+    assert whole[:, 0] == pytest.approx(np.sum(first * second, axis=1))
+    assert each == pytest.approx(first @ other.T + second @ one.T)

@@ -149,14 +149,16 @@ def _cross_draws(sums, rows, drawn) -> tuple[Float[np.ndarray, " draw"], Float[n
     """Mean cosine of rows of different draws, and its jackknife standard error, for each row of counts; NaN for none."""
     found, errors = [], []
     parts, count = rows.shape
+    couples = list(itertools.combinations_with_replacement(range(parts), 2))
+    products = [_products(sums[one], sums[other]) for one, other in couples]
     start = 0
     for size in sizes(len(drawn), count):
         counts = drawn[start : start + size]
         start += size
         mean, without = np.zeros(len(counts)), np.zeros((len(counts), count))
-        for one, other in itertools.combinations_with_replacement(range(parts), 2):
+        for (one, other), product in zip(couples, products, strict=True):
             share = (1 if one == other else 2) / parts**2
-            all_of_it, left = _ratio(counts, sums[one], sums[other], rows[one], rows[other])
+            all_of_it, left = _ratio(counts, product, rows[one], rows[other])
             mean += share * all_of_it
             without += share * left
         spread = without - (np.sum(counts * without, axis=1) / count)[:, None]
@@ -165,15 +167,39 @@ def _cross_draws(sums, rows, drawn) -> tuple[Float[np.ndarray, " draw"], Float[n
     return np.concatenate(found), np.concatenate(errors)
 
 
-def _ratio(counts, one, other, rows_one, rows_other):
-    """Mean product of rows of `one` and `other` of different draws, and the same without one draw of each cluster."""
-    own, own_rows = np.sum(one * other, axis=1), rows_one * rows_other
-    first, second, n_first, n_second = counts @ one, counts @ other, counts @ rows_one, counts @ rows_other
-    products, pairs = np.sum(first * second, axis=1) - counts @ own, n_first * n_second - counts @ own_rows
-    left = products[:, None] - first @ other.T - second @ one.T + 2 * own
+class _Products(NamedTuple):
+    """Inner products of two sums by cluster.
+
+    own: of each cluster's with its other. factors: matrices whose product is one @ other.T + other @ one.T.
+    """
+
+    own: Float[np.ndarray, " cluster"]
+    factors: tuple[np.ndarray, ...]
+
+    def of(self, counts: Float[np.ndarray, "draw cluster"]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each draw, the product of both totals [draw, 1], and of each cluster's sums with the other total [draw, cluster]."""
+        each = functools.reduce(np.matmul, self.factors, counts)
+        return np.sum(counts * each, axis=1, keepdims=True) / 2, each
+
+
+def _products(one: Float[np.ndarray, "cluster width"], other: Float[np.ndarray, "cluster width"]) -> _Products:
+    """In the form that is cheaper to multiply counts with: products of clusters where these are fewer than numbers in a row."""
+    factors = np.concatenate([one, other], axis=1), np.concatenate([other, one], axis=1).T
+    if len(one) < 4 * one.shape[1]:
+        product = one @ other.T
+        factors = (product + product.T,)
+    return _Products(np.sum(one * other, axis=1), factors)
+
+
+def _ratio(counts, products: _Products, rows_one, rows_other):
+    """Mean product of rows of two parts of different draws, and the same without one draw of each cluster."""
+    own, own_rows = products.own, rows_one * rows_other
+    n_first, n_second, (whole, each) = counts @ rows_one, counts @ rows_other, products.of(counts)
+    between, pairs = whole[:, 0] - counts @ own, n_first * n_second - counts @ own_rows
+    left = between[:, None] - each + 2 * own
     left_pairs = pairs[:, None] - np.outer(n_first, rows_other) - np.outer(n_second, rows_one) + 2 * own_rows
     with np.errstate(divide="ignore", invalid="ignore"):
-        all_of_it = np.where(pairs > 0.5, products / pairs, np.nan)
+        all_of_it = np.where(pairs > 0.5, between / pairs, np.nan)
         # without a cluster that was not drawn counts for nothing, whatever it says
         return all_of_it, np.where(counts > 0, np.where(left_pairs > 0.5, left / left_pairs, np.nan), 0.0)
 
@@ -181,20 +207,19 @@ def _ratio(counts, one, other, rows_one, rows_other):
 def _cosine_draws(one, other, drawn) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
     """Cosine of the sums of each row of counts, and the jackknife standard error of its z."""
     found, errors = [], []
-    products, first_own, second_own = (np.sum(a * b, axis=1) for a, b in ((one, other), (one, one), (other, other)))
+    products = [_products(a, b) for a, b in ((one, other), (one, one), (other, other))]
     start = 0
     for size in sizes(len(drawn), len(one)):
         counts = drawn[start : start + size]
         start += size
-        first, second = counts @ one, counts @ other
-        dot, left, right = (np.sum(a * b, axis=1)[:, None] for a, b in ((first, second), (first, first), (second, second)))
+        wholes, each = zip(*(product.of(counts) for product in products), strict=True)
+        dot, left, right = wholes
+        less = [whole - part + product.own for whole, part, product in zip(wholes, each, products, strict=True)]
         with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a sum is 0
             found.append((dot / np.sqrt(left * right))[:, 0])
-            without = (dot - first @ other.T - second @ one.T + products) / np.sqrt(
-                (left - 2 * first @ one.T + first_own) * (right - 2 * second @ other.T + second_own)
-            )
-        without = np.where(counts > 0, _z(without), 0.0)
-        spread = without - np.sum(counts * without, axis=1, keepdims=True) / len(one)
+            cosines = less[0] / np.sqrt(less[1] * less[2])
+        cosines = np.where(counts > 0, _z(cosines), 0.0)
+        spread = cosines - np.sum(counts * cosines, axis=1, keepdims=True) / len(one)
         errors.append(np.sqrt((len(one) - 1) / len(one) * np.sum(counts * spread**2, axis=1)))
     return np.concatenate(found), np.concatenate(errors)
 

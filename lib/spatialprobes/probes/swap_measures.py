@@ -94,7 +94,7 @@ def consistency(
     masks = variants(answers, states.pairs) if answers is not None else {"all": np.ones(len(states), bool)}
     trusted = reliable(answers, threshold=threshold, seed=seed) if answers is not None else dict.fromkeys(GROUP_OF)
     kinds = [("within", name, (name,)) for name in GROUP_OF] + [("group", name, pair) for name, pair in GROUPS.items()]
-    deltas = {layer: np.asarray(states.delta(layer), float) for layer in states.layers}
+    deltas = {layer: states.delta(layer) for layer in states.layers}  # as they come: all layers are held at once
     tables = {}
     for variant, mask in masks.items():
         if variant == "all_with_validity":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
 BLOCK = 50_000  # numbers held at once while shuffling: they stay in the cache
+LEAST_ROWS = 100  # of a block: a product with fewer takes longer to read its other side than to multiply
 TIE = 1e-9  # relative: sums in another order differ in the last bits
 
 
@@ -51,7 +52,12 @@ def summed(x: Float[np.ndarray, rows * width], codes: Int[np.ndarray, " n"], cou
 
 def reduced(x: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n rank"]:
     """Rows with the same inner products in no more dimensions than there are rows: wide states cost no more than narrow ones."""
-    return x if x.shape[1] <= len(x) else np.linalg.qr(x.T, mode="r").T
+    if x.shape[1] <= len(x):
+        return x
+    try:
+        return np.linalg.cholesky(x @ x.T)
+    except np.linalg.LinAlgError:  # rows that depend on one another; slower
+        return np.linalg.qr(x.T, mode="r").T
 
 
 @functools.lru_cache(maxsize=4)  # layers and variants share them
@@ -98,8 +104,8 @@ def times(
 
 
 def sizes(total: int, width: int) -> list[int]:
-    """Rows of each block, so that no block holds more than BLOCK numbers."""
-    size = max(1, BLOCK // max(width, 1))
+    """Rows of each block: as many as hold BLOCK numbers, and LEAST_ROWS at least."""
+    size = max(LEAST_ROWS, BLOCK // max(width, 1))
     return [min(size, total - start) for start in range(0, total, size)]
 
 
