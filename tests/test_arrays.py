@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialprobes.sources.arrays import read_npy, read_npz, write_npz
+from spatialprobes.sources.arrays import headers_npz, read_npy, read_npz, write_npz
 
 LIMIT = 1_000_000
 
@@ -107,3 +107,15 @@ def test_what_is_written_is_read(tmp_path):
     with open(tmp_path / "second.npy", "wb") as file:
         np.lib.format.write_array(file, np.arange(3), (2, 0))
     assert read_npy(tmp_path / "second.npy").tolist() == [0, 1, 2]
+
+
+def test_a_directory_that_points_before_the_file_is_named(tmp_path):
+    path = write_npz(tmp_path / "a.npz", {"a": np.arange(3)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[120:])  # its end says where the directory was
+    with pytest.raises(ValueError, match=r"a\.npz: "):
+        read_npz(path)
+    end = whole.rindex(b"PK\x05\x06")
+    path.write_bytes(whole[: end + 12] + (2**31).to_bytes(4, "little") + whole[end + 16 :])  # a directory longer than the file
+    with pytest.raises(ValueError, match=r"a\.npz: not a readable \.npz file"):
+        headers_npz(path)

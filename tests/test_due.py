@@ -195,3 +195,9 @@ def test_the_plan_of_this_checkout_hashes(monkeypatch):
 
     plan = runs.load(ROOT)
     assert list(due.statuses(ROOT, plan)) == list(plan)
+
+
+@pytest.mark.parametrize("value", ["x" * 300 + "/y", "./", "data/.."])
+def test_words_with_a_slash_that_name_nothing_in_the_checkout_are_no_data(root, value):
+    rewrite(root / "papermill_runs.yaml", "org/real", value)
+    assert due.statuses(root)["b"].parts["data"] == {}

@@ -184,3 +184,26 @@ def test_families_are_told_apart_where_layers_agree(tmp_path):
     with pytest.raises(ValueError, match="a and c differ in layers"):
         same_layers(tables_of_runs(["a", "c"], "consistency", tmp_path), by="run")
     assert len(same_layers(tables_of_runs(["a"], "consistency", tmp_path), by="run")) == 3
+
+
+@pytest.mark.parametrize("model", ["y" * 300, "a\0b", ".."])
+def test_a_model_that_no_folder_could_be_has_no_card(model):
+    assert parse(f"a={model}") == [Scale("a", model, None)]
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "٣k", "1." + "0" * 20 + "m"])
+def test_samples_are_numbers_of_a_sensible_size_in_plain_digits(label):
+    assert samples_of(label) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "3"])
+def test_a_broken_card_is_named(content, lab, tmp_path):
+    (tmp_path / "lab/lab-a/card.json").write_text(content)
+    with pytest.raises(ValueError, match="the card of lab-a cannot be read"):
+        parse("a=lab-a")
+
+
+def test_layers_of_a_checkpoint_without_a_name_count_too():
+    frame = pd.DataFrame({"scale": ["a", "a", None], "layer": [0, 1, 7]})
+    with pytest.raises(ValueError, match="a and nan differ in layers"):
+        same_layers(frame)

@@ -7,6 +7,7 @@ don't count), the lab models and files it names, the pins, and the hashes of the
 import ast
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def _named_data(root: Path, run: Run, notebook: Path) -> dict[str, str]:
     named = {name: lab / name for name in models if name in values or re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", code)}
     for value in sorted(value for value in values if "/" in value and not value.startswith("/")):
         path = root / value
-        if path.exists() and path.resolve().is_relative_to(root.resolve()):
+        if os.path.exists(path) and root.resolve() in path.resolve().parents:  # False too for what no name could be
             named[value] = path
     return {name: _tree(path) for name, path in named.items()}
 

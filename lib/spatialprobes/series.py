@@ -7,6 +7,7 @@ folders and tables; nothing of models and measures.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def samples_of(label: str) -> int | None:
     """The samples that a label says: 0 for vanilla, 12800, 80k, 1.5m; None where it says none, or a part of one."""
     if label == "vanilla":
         return 0
-    if not (found := re.fullmatch(r"(\d+)(?:\.(\d+))?([km]?)", label, flags=re.IGNORECASE)):
+    if not (found := re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?([km]?)", label, flags=re.IGNORECASE)):
         return None
     whole, fraction, unit = found[1], found[2] or "", UNITS[found[3].lower()]
     samples, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
@@ -105,9 +106,9 @@ def same_layers(frame: pd.DataFrame, by: str = "scale") -> pd.DataFrame:
     for column in (by, "layer"):
         if column not in frame.columns:
             raise ValueError(f"the table has no column {column!r}; there: {', '.join(map(str, frame.columns))}")
-    _same({str(key): _names(part["layer"]) for key, part in frame.groupby(by, sort=False)}, "layers")
+    _same({str(key): _names(part["layer"]) for key, part in frame.groupby(by, sort=False, dropna=False)}, "layers")
     if "width" in frame.columns:
-        _same({str(key): _names(part["width"]) for key, part in frame.groupby(by, sort=False)}, "width")
+        _same({str(key): _names(part["width"]) for key, part in frame.groupby(by, sort=False, dropna=False)}, "width")
     models = frame.attrs.get("provenance", {}).get("model", [])
     facts = [one for one in (models if isinstance(models, list) else [models]) if isinstance(one, dict) and "family" in one]
     _same({str(one.get("model", place)): str(one["family"]) for place, one in enumerate(facts)}, "family")
@@ -136,9 +137,12 @@ def _scale(part: str) -> Scale:
 def _card_samples(model: str) -> int | None:
     """What the card of a lab model says; None for any other model."""
     card = paths.lab_folder() / model / "card.json"
-    if "/" in model or not card.is_file():
+    if "/" in model or not os.path.isfile(card):  # False too for what no name could be
         return None
-    samples = json.loads(card.read_text(encoding="utf-8")).get("samples")
+    try:
+        samples = dict(json.loads(card.read_text(encoding="utf-8"))).get("samples")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the card of {model} cannot be read: {error}") from error
     return samples if isinstance(samples, int) else None
 
 

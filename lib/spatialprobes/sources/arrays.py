@@ -6,6 +6,7 @@ arrays, which are pickles, are refused. Knows files and arrays, nothing of what 
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import struct
@@ -102,7 +103,11 @@ def _opened(path: str | Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
                 found[key] = partial(archive.open, member)
             yield found
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable .npz file: {error}") from error
+        raise ValueError(f"{path}: not a readable .npz file: {str(error)[:200]}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{path}: not a readable .npz file: it points to where nothing can be") from error
 
 
 def _array(file: IO[bytes], name: str, max_bytes: int) -> tuple[Shaped[np.ndarray, " *shape"], int]:
