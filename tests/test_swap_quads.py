@@ -208,6 +208,7 @@ def test_fractions_and_pixels_are_the_same_objects_json_and_jsonl_the_same_entri
         ({"objects": [CUP, thing("plate", [1, 2, 3])]}, "box of objects[1] is [1, 2, 3]; 4 numbers are wanted"),
         ({"objects": [CUP, thing("plate", [1, 2, 3, math.nan])]}, "box of objects[1] is [1, 2, 3, nan]; 4 numbers"),
         ({"objects": [CUP, thing("plate", [30, 2, 3, 9])]}, "box of objects[1] is [30, 2, 3, 9]: no area within the picture"),
+        ({"objects": [CUP, thing("plate", [0, 0, 10**400, 9])]}, "box of objects[1] is [0, 0, 1000"),
         ({"objects": [CUP, thing("plate", [300, 2, 330, 9])]}, "no area within the picture"),
         (
             {"objects": [thing("cup", [1, 2, 3, 4], depth=1.5), PLATE]},

@@ -17,7 +17,6 @@ Knows names and boxes; which rows make quads is ``swap_quads.py``'s to know.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ MAX_LINE = 16_000_000
 KEYS = ("index", "question_id")
 ROLES = ("subject", "reference")
 BOXES = ("xyxy", "xywh")
+LARGEST = 1e9  # of any number: JSON has whole numbers that are no float
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,6 @@ def _object(thing: Any, size: tuple[float, ...], where: str) -> Object:
 
 def _numbers(value: Any, count: int, name: str) -> tuple[float, ...]:
     fine = isinstance(value, (list, tuple)) and len(value) == count
-    if not fine or not all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in value):
+    if not fine or not all(isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) <= LARGEST for one in value):
         raise ValueError(f"{name} is {value!r:.80}; {count} numbers are wanted")
     return tuple(float(one) for one in value)
