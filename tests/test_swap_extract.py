@@ -542,3 +542,30 @@ def test_the_unparsed_are_counted(vlm, monkeypatch):
     assert found["correct"].tolist() == [True, False, False, True]
     assert found["correct_published"].tolist() == [True, False, True, True]
     assert found.attrs["unparsed"] == 0.5
+
+
+def test_a_store_of_states_at_other_words_is_refused(vlm, tmp_path):
+    one = pair(1)
+    extract(vlm, [one], at="subject", store=tmp_path / "store")
+    meta = {"subject": one.original.meta["reference"], "reference": one.original.meta["subject"]}
+    other = replace(one, original=replace(one.original, meta=meta))
+    with pytest.raises(StoreError, match="holds another pair 'p1-horizontal', with other words"):
+        extract(vlm, [other], at="subject", store=tmp_path / "store")
+    extract(vlm, [one], store=tmp_path / "last")
+    extract(vlm, [other], store=tmp_path / "last")  # the last token is the same whatever they are
+
+
+def test_answers_that_are_not_opposite_or_not_of_their_category_are_refused(vlm):
+    one = pair(1)
+    with pytest.raises(ValueError, match="answer 'above' says above, its category is 'right'"):
+        extract(vlm, [replace(one, original=replace(one.original, answer="above"))])
+    same = replace(one.swapped, answer="right", category="right")
+    with pytest.raises(ValueError, match="pair 'p1-horizontal': answers 'right' and 'right' are not opposite"):
+        extract(vlm, [replace(one, swapped=same)])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2.5}, {"batch_size": "4"}, {"max_new_tokens": 1.5}, {"max_new_tokens": True}])
+def test_counts_are_whole_numbers(vlm, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be at least 1, a whole number"):
+        extract(vlm, pairs(2), **options)

@@ -73,8 +73,9 @@ def extract(
     of the words that ``Example.meta`` names "subject" or "reference"; pairs whose words are not in both questions have NaN
     states and are listed in `unplaced`. control: "blank" shows a grey picture of the same size, "mismatched" that of another
     cluster (drawn with ``seed``; each cluster's picture goes to one other). store: a folder where batches are kept as they are
-    done; what it holds is not run again, and states are read from it. batch_size: questions run at once; both of a pair always
-    are. prefix_cache: "auto" runs a picture once for all its questions of a batch where that is exact.
+    done; what it holds is not run again, and states are read from it. It knows a picture by its cluster's name: where other
+    pictures have the same names, use another folder. batch_size: questions run at once; both of a pair always are.
+    prefix_cache: "auto" runs a picture once for all its questions of a batch where that is exact.
 
     answers, one row a question, in the order of the pairs: [pair, member ("original", "swapped"), category (its own answer's),
     group, cluster, expected, opposite, text (greedy, at most `max_new_tokens`), answer (the category said, missing where it could
@@ -82,9 +83,10 @@ def extract(
     logprob_opposite (natural, summed over the answer's tokens), correct_logprob (the expected one is likelier)];
     ``attrs["unparsed"]`` is the share of texts that were not parsed. Without answers it has no rows.
 
-    Raises ValueError for no pairs, ids that are not unique, an answer that is no category's word, an unknown option, a single
-    cluster under "mismatched"; ExtractionError for a model output that is not finite; FingerprintError for a store of something
-    else; PromptError, ImageError.
+    Raises ValueError for no pairs, ids that are not unique, an answer that is no word of its category, answers that are not
+    opposite, an unknown option, a single cluster under "mismatched"; ExtractionError for a model output that is not finite;
+    FingerprintError for a store of something else, StoreError for one that holds other pairs of these ids;
+    PromptError, ImageError.
     """
     options = {"layers": layers, "at": at, "control": control, "answers": answers, "max_new_tokens": max_new_tokens}
     options |= {"system": system, "seed": seed, "prefix_cache": prefix_cache}
@@ -121,7 +123,7 @@ def _extract(vlm: VLM, units: list[list[Pair]], batch_size: int, store: str | Pa
     """The pairs of a unit are run in one batch."""
     pairs = [pair for unit in units for pair in unit]
     layers = _check(vlm, pairs, options)
-    items = _items(pairs, options["control"], check_seed(options["seed"]))
+    items = _items(pairs, options["at"], options["control"], check_seed(options["seed"]))
     share = shares(vlm, [one.example for item in items for one in item.members], options["prefix_cache"])
     every = _batches(units, items, batch_size, share)
     keep = InMemory(items) if store is None else InStore(items, store, _fingerprint(vlm, layers, options))
@@ -149,13 +151,15 @@ def _check(vlm: VLM, pairs: Sequence[Pair], options: dict[str, Any]) -> tuple[La
         for one in pair.members:
             if not one.answer or one.category not in OPPOSITE:
                 raise ValueError(f"{one.id!r}: answer {one.answer!r}, category {one.category!r}; both are wanted")
-            swap_answers.meaning(one.answer)
+            if (said := swap_answers.meaning(one.answer)) != one.category:
+                raise ValueError(f"{one.id!r}: answer {one.answer!r} says {said}, its category is {one.category!r}")
+        if pair.swapped.category != OPPOSITE[pair.category]:
+            raise ValueError(f"pair {pair.id!r}: answers {pair.category!r} and {pair.swapped.category!r} are not opposite")
     check_askable(vlm, [one for pair in pairs for one in pair.members])
     for name, legal in (("at", ("last", "subject", "reference")), ("control", ("none", "blank", "mismatched"))):
         if options[name] not in legal:
             raise ValueError(f"{name}={options[name]!r} is unknown; {', '.join(map(repr, legal))}")
-    if options["max_new_tokens"] < 1:
-        raise ValueError(f"max_new_tokens={options['max_new_tokens']} must be at least 1")
+    _check_count("max_new_tokens", options["max_new_tokens"])
     with capture.capture(vlm, hidden=options["layers"]):  # names a layer that is not there
         pass
     asked = options["layers"]
@@ -165,7 +169,12 @@ def _check(vlm: VLM, pairs: Sequence[Pair], options: dict[str, Any]) -> tuple[La
     return tuple(dict.fromkeys(layer if isinstance(layer, str) else int(layer) for layer in several))
 
 
-def _items(pairs: Sequence[Pair], control: Control, seed: int) -> list[Item]:
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 1, a whole number")
+
+
+def _items(pairs: Sequence[Pair], at: At, control: Control, seed: int) -> list[Item]:
     """The pairs as they are asked, each with the picture that the control shows."""
     donors = _circle([pair.cluster for pair in pairs], seed) if control == "mismatched" else {}
     pictures = {pair.cluster: pair.original.image for pair in reversed(pairs)}
@@ -178,7 +187,10 @@ def _items(pairs: Sequence[Pair], control: Control, seed: int) -> list[Item]:
             Asked(replace(one, image=image, cluster=pair.cluster), one.answer, _opposite(one))
             for one, image in zip(pair.members, images[control], strict=True)
         ]
-        items.append(Item(pair.id, (asked[0], asked[1]), pair.cluster, shown))
+        words = (
+            () if at == "last" else tuple(str(one.meta.get(name)) for one in pair.members for name in ("subject", "reference"))
+        )
+        items.append(Item(pair.id, (asked[0], asked[1]), pair.cluster, shown, words))
     return items
 
 
@@ -219,8 +231,7 @@ def _batches(units: list[list[Pair]], items: list[Item], batch_size: int, share:
     place = {name: i for i, name in enumerate(sorted(longest, key=longest.get, reverse=True))}
     held.sort(key=lambda unit: place[key(unit)])
     questions = 2 * max(map(len, held))
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    _check_count("batch_size", batch_size)
     return [[item for unit in chunk for item in unit] for chunk in batches(held, max(1, batch_size // questions))]
 
 

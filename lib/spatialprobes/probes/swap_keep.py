@@ -36,17 +36,21 @@ DIGEST = "asked"
 
 @dataclass(frozen=True)
 class Item:
-    """A pair on its way: its id, its two questions as they are asked, and the cluster whose picture they are shown with."""
+    """A pair on its way: its id, its two questions as they are asked, and the cluster whose picture they are shown with.
+
+    words: those that name its objects, where what is read depends on them.
+    """
 
     id: str
     members: tuple[Asked, Asked]
     cluster: str
     shown: str
+    words: tuple[str, ...] = ()
 
     def digest(self) -> Int[np.ndarray, " byte"]:
         """Of words and names; the picture is known by the cluster that it is of."""
         asked = [[one.example.question, one.expected, one.opposite] for one in self.members]
-        text = json.dumps([asked, self.cluster, self.shown], ensure_ascii=False)
+        text = json.dumps([asked, self.cluster, self.shown, *self.words], ensure_ascii=False)
         return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
 
 

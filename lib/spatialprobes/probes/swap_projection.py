@@ -66,7 +66,8 @@ def projection(states: States, layers: Sequence[Layer], *, components: int = 3, 
         }
         for kind in KINDS:
             mean, axes = basis.axes[layer, SPACE[kind]]
-            places = (held[kind] - mean) @ axes.T
+            with np.errstate(invalid="ignore"):  # infinite states have no place
+                places = (held[kind] - mean) @ axes.T
             frame = states.pairs[["pair", "category", "group"]].assign(layer=layer, kind=kind)
             for i in range(components):
                 frame[f"pc{i + 1}"] = places[:, i]
