@@ -544,7 +544,7 @@ def test_a_table_without_n_is_drawn_and_says_so(plot):
     frame = tables.SWAP_FRAMES[plot]()
     figure = plots.draw(plot, frame.assign(**{name: np.nan for name in ("n", "n_row") if name in frame}), {})
     words = words_of(figure)
-    assert any("unknown" in one for one in words) and not any("nan" in one for one in words)
+    assert any("(?)" in one or "n = ?" in one for one in words) and not any("nan" in one for one in words)
     assert_legible(figure)
 
 
@@ -559,3 +559,12 @@ def test_perspective_wants_to_know_every_world():
     frame = tables.perspectives()
     with pytest.raises(ValueError, match="no perspective or no world_correlation"):
         swap_perspective.alignment(frame.assign(world_correlation=frame["world_correlation"].where(frame["perspective"] > 0)))
+
+
+@pytest.mark.parametrize("plot", ["swap.consistency", "swap_scales.by_layer"])
+def test_marks_are_solid_where_no_q_is_known_at_all(plot):
+    frame = tables.SWAP_FRAMES[plot]()
+    for known, hollow in ((frame, True), (frame.assign(q=np.nan), False)):
+        figure = plots.draw(plot, known, {})
+        faces = {line.get_markerfacecolor() for ax in figure.axes for line in ax.lines if line.get_marker() not in ("None", "_")}
+        assert ("white" in faces) == hollow == any("q <" in words for words in words_of(figure))

@@ -103,6 +103,7 @@ def _by_layer(
 ) -> list[Axes]:
     """Panels over the layers, what is measured in the panel's colour and its controls in grey, one range of values."""
     looks.known(rows, plot, "control", ("none", *looks.CONTROLS))
+    rows = looks.judged(rows)
     layers = looks.ordered_layers(rows["layer"], plot)
     across = 1 if width == "one" else 3
     figure = new_figure(width, 0.75 + 1.75 * -(-len(look) // across))

@@ -120,7 +120,7 @@ def layer_name(layer: str) -> str:
 def counts(n: pd.Series) -> str:
     """How many, or from how few to how many; of those that are known (tables from elsewhere may lack n)."""
     if (n := n.dropna()).empty:
-        return "unknown"
+        return "?"
     least, most = int(n.min()), int(n.max())
     return f"{least:,}" if least == most else f"{least:,}–{most:,}"
 
@@ -220,6 +220,11 @@ def mark_size(layers: Sequence[str]) -> float:
 
 
 # --- legends ---
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without the column q where nothing measured has one: hollow marks would say that it was too large."""
+    return rows if significance_handles(rows[rows["control"] == "none"]) else rows.drop(columns="q", errors="ignore")
 
 
 def measured_with(rows: pd.DataFrame) -> str:

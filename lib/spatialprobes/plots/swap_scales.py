@@ -48,6 +48,7 @@ def by_layer(
         names = list(dict.fromkeys(rows["of"]))
     looks.once(rows, plot, ("of", "control", "scale", "layer"))
     looks.pick(rows, plot, control="none")
+    rows = looks.judged(rows)
     layers, scales = looks.ordered_layers(rows["layer"], plot), _scales(rows, plot)
     across = 1 if width == "one" else 3
     figure = new_figure(width, 0.95 + 1.75 * -(-len(names) // across))
