@@ -111,7 +111,7 @@ def mean_cosine(
 
     Bootstrap on Fisher's z: draws are nearer 0 than the truth by as much as the estimate is, and that is taken back. Each end is
     the further of two, the studentised one (each draw by its own jackknife) and the basic one (cut at `levels`): either alone
-    covers 88 to 95 of 100 where directions are faint or pictures fewer than 100, both together 94 to 96, or more where all is
+    covers 88 to 95 of 100 where directions are faint or pictures fewer than 100, both together 93 to 96, or more where all is
     clear. -1 to 1 where one mean is no longer than noise would make it.
     """
     (estimate,), (error,) = _cosine_draws(one, other, np.ones((1, len(rows))))
