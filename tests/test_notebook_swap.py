@@ -94,12 +94,16 @@ def test_worlds_of_perspective_are_told_apart(tmp_path, in_notebooks):
         (one_model, {"images": "pictures"}, "images is 'pictures'; it must be a folder of the pictures that data names"),
         (one_model, {"boxes": "boxes.jsonl"}, "boxes is 'boxes.jsonl'"),
         (one_model, {"perspective": 2.0}, "perspective is 2.0"),
-        (one_model, {"strengths": "1 x"}, "could not convert"),
+        (one_model, {"strengths": "1 x"}, "strengths is '1 x'; it must be numbers above 0"),
+        (one_model, {"layers": "norm"}, "layers is 'norm'"),
         (one_model, {"seed": -1}, "seed"),
         (over_scales, {"series": "lab-llava"}, "no label=model"),
         (over_scales, {"runs": "swap-one"}, "runs names 1 runs for a series of 4"),
         (over_scales, {"runs": "a b c d"}, "run 'a' has left nothing yet"),
-        (perspective, {"models": "lab-llava"}, "was not trained in a world of one perspective"),
+        (over_scales, {"runs": "a a b c"}, "names a run twice"),
+        (perspective, {"models": "lab-llava lab-llava-seed1"}, "was not trained in a world of one perspective"),
+        (perspective, {"models": "lab-llava-perspective-1"}, "at least two of each are compared"),
+        (perspective, {"worlds": "0 2"}, "worlds between 0 and 1"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_measured(

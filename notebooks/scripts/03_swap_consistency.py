@@ -47,25 +47,26 @@ device: str = "auto"  # auto, cpu, cuda or cuda:1
 quantize: str = ""  # empty, 8bit or 4bit (language model only)
 image_fit: str = "native"  # native, pad, crop or squash: what is done to a picture before the model's processor
 batch_size: int = 64  # prompts run at once
-limit: int = 0  # most pairs of each category, and most quads; 0 for no limit
+limit: int = 0  # most pairs of each category (the first ones), and most quads; 0 for what `size` says
 seed: int = 0  # of scenes, splits, permutations and resampling
 size: str = "quick"  # quick | lab | full: how many pairs; quick is for Colab, lab for `make figures`
 out: str = ""  # folder for tables, figures and claims; empty for data/runs/03_swap_consistency
-scale: str = "vanilla"  # what this checkpoint is called in a series, such as 80k; part of the names of exported files
+scale: str = ""  # what this checkpoint is called in a series, such as 80k; part of names of files; empty for the model's name
 data: str = ""  # file of pairs (.tsv or .parquet, columns as the study's); empty for the lab's scenes
 images: str = ""  # folder of the pictures that `data` names; empty where it holds them
 boxes: str = ""  # cache of object boxes from which quads are made; empty for none, or the lab's quads
 perspective: float = 0.0  # of the lab's scenes: 0 height says nothing about depth, 1 it says all
 pixels: int = 0  # side of the lab's pictures; 0 for their own 48 with a lab model, enlarged to 336 with any other
 at: str = "last"  # whose hidden states: last (token of the prompt), subject or reference (its last token)
-layers: str = "all"  # hidden layers, as "0 4 8"; all for every one
+layers: str = "all"  # hidden layers, as "0 4 8"; all for every one. Claims are made nearest to three quarters of the depth
 answer_tokens: int = 8  # most tokens of an answer
 reliable_above: float = 0.5  # a category is reliable where the accuracy's lower bound is above this
 strengths: str = "0.5 1 2"  # of the causal test, in mean differences
 store: str = ""  # folder in which hidden states are kept, so that a killed run goes on; empty for memory
-export: str = ""  # folder to also write the results in the study's layout to; empty for the run's own
+export: str = ""  # a further folder for the results in the study's layout, which are also in the run's study/
 
 # %%
+import re
 from functools import partial
 from pathlib import Path
 
@@ -102,6 +103,7 @@ many, quads_wanted, few = (
 stream = 7_000_000 + check_seed(seed)  # scenes that no lab model was trained on
 
 # %%
+NUMBER = re.compile(r"\d*\.?\d+")
 LEGAL = {  # what would end the notebook later is refused now
     "limit": ("0, or at least 10 pairs, which an interval and a split need", limit == 0 or limit >= 10),
     "batch_size": ("at least 1", batch_size > 0),
@@ -110,12 +112,14 @@ LEGAL = {  # what would end the notebook later is refused now
     "reliable_above": ("a share between 0 and 1", 0 <= reliable_above < 1),
     "images": ("a folder of the pictures that data names: name that file too", bool(data) or not images),
     "boxes": ("a cache about the pairs of data: name that file too", bool(data) or not boxes),
+    "layers": ("all, or whole numbers by blanks", layers == "all" or all(one.isdecimal() for one in str(layers).split())),
+    "strengths": ("numbers above 0 by blanks", all(NUMBER.fullmatch(one) for one in str(strengths).split()) and bool(strengths)),
     "export": ("a folder, there or not yet", not export or Path(export).is_dir() or not Path(export).exists()),
 }
 if wrong := [name for name, (_, right) in LEGAL.items() if not right]:
     raise ValueError(f"{wrong[0]} is {globals()[wrong[0]]!r}; it must be {LEGAL[wrong[0]][0]}")
-sweep = tuple(float(one) for one in strengths.split())
-chosen = "all" if layers == "all" else [int(one) for one in layers.split()]
+sweep = tuple(float(one) for one in str(strengths).split())
+chosen = "all" if layers == "all" else [int(one) for one in str(layers).split()]
 
 # %% [markdown]
 # ## The model and its pairs
@@ -143,15 +147,11 @@ pd.Series([one.category for one in pairs]).value_counts().to_dict() | {"quads": 
 # %%
 from spatialprobes.images import open_image, png_bytes
 
-one_each = first_of_each(pairs, 1)
-rows = [
-    {
-        "png": png_bytes(open_image(one.original.image)),
-        "title": f"{one.category} / {one.swapped.category}",
-        "text": f"{one.original.question} {one.swapped.question}",
-    }
-    for one in one_each
-]
+rows = []
+for one in first_of_each(pairs, 1):
+    asked = f"{one.original.question} {one.swapped.question}"
+    shown = {"png": png_bytes(open_image(one.original.image)), "title": f"{one.category} / {one.swapped.category}"}
+    rows.append({**shown, "text": asked})
 run.table("examples", pd.DataFrame(rows))
 run.figure("scenes.gallery", table="examples", name="pairs", columns=3,
            caption="One pair of each category: the original question, the swapped one, and their answers.")  # fmt: skip
@@ -171,7 +171,8 @@ answers = run.table("answers", real.answers, seed=seed)
 accuracy = run.table("accuracy", swap_accuracy.accuracy(answers, threshold=reliable_above, seed=seed), seed=seed)
 run.figure("swap.accuracy", table="accuracy",
            caption="Share of right answers to the original question, to the swapped one, and to both, by category, with 95% "
-                   "intervals over pictures; a guess is right in half of the questions and a quarter of the pairs.")  # fmt: skip
+                   "intervals over pictures. Guessing each question gets half of them and a quarter of the pairs; answering the "
+                   "two differently, without a look at the picture, up to half of the pairs.")  # fmt: skip
 whole = accuracy[(accuracy["category"] == "") & (accuracy["by"] != "as_published")]
 print(whole[["group", "member", "by", "n", "estimate", "low", "high", "unparsed"]].round(3).to_string(index=False))
 published = answers["correct_published"] != answers["correct"]
@@ -202,8 +203,8 @@ run.figure("swap.consistency", table="consistency", name="swap-within", measure=
 
 # %%
 numbered = [layer for layer in real.states.layers if isinstance(layer, int)]
-deep = numbered[round(0.75 * (len(numbered) - 1))]  # where the claims are made: chosen before anything was measured
-print(f"claims are about layer {deep} of {numbered[-1]}")
+deep = min(numbered, key=lambda layer: abs(layer - 0.75 * vlm.n_layers))  # for claims: chosen before anything was measured
+print(f"claims are about layer {deep} of {vlm.n_layers}")
 at_deep = consistency[(consistency["layer"] == deep) & (consistency["measure"] == "group") & (consistency["variant"] == "all")]
 there = [group for group in GROUPS if any(pair.group == group for pair in pairs)]
 for group in there:
@@ -214,7 +215,7 @@ for group in there:
               caveat=f"layer {deep}, {at} token; q = {row.q:.2g}")  # fmt: skip
     print(f"{group}: {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}], q {row.q:.2g}")
 without = at_deep[at_deep["control"].isin(controls) & at_deep["of"].isin(there)]
-run.claim("swap.controls", "With a blank picture, or another pair's, no group has a direction.", rule="high < .1",
+run.claim("swap.controls", "With a blank picture, or another pair's, every group's consistency stays under .1.", rule="high < .1",
           estimate=without["estimate"].max(), low=without["low"].min(), high=without["high"].max(),
           n=int(without["clusters"].min()), table="consistency",
           caveat=f"the largest of {len(without)}: every group, with both controls")  # fmt: skip
@@ -222,12 +223,15 @@ run.claim("swap.controls", "With a blank picture, or another pair's, no group ha
 # %% [markdown]
 # **Reading.** A consistency of c means that the mean of the unit deltas has length sqrt(c): at .1 it is a third of a delta, at
 # .5 seven tenths. The state that decides on the answer must differ between *left* and *right* in a model that answers, so a
-# consistent last layer says little; ask from which layer on, and whether the controls stay at zero.
+# consistent last layer says little; ask from which layer on, and whether the controls stay at zero. Values depend on how varied
+# the objects and the wording are: they compare models on the same pairs, not sets of pairs. With `at` a word, the two states are
+# of different words, and what a word's state knows is only what stands before it.
 
 # %% [markdown]
 # ## Which directions are alike?
 #
-# **Is *left* the opposite of *right*, and is *above* something like *far*?** Cosine of the mean deltas of all categories.
+# **Is *left* the opposite of *right*, and is *above* something like *far*?** Cosine of the mean deltas of all categories. Where a
+# group is not consistent (above), its mean delta is short and its cosines are noise.
 
 # %%
 matrix = run.table("similarity", swap_alignment.similarity(real.states, answers), seed=seed)
@@ -283,8 +287,23 @@ if quads:
     print(f"between pictures: {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}], q {row.q:.2g}")
 
 # %% [markdown]
-# **Reading.** Positive between pictures: the model says *far* in the direction of *above*. Negative: in the opposite one. Where
-# either comes from is the question of `03_swap_perspective`.
+# **What other groups do.** Nobody takes *left* for *far*; as far as such groups align too, an alignment is how a model packs its
+# answers, and no confusion.
+
+# %%
+of_group = {group: real.states.select(real.states.pairs["group"] == group) for group in there}
+couples = [(one, other) for i, one in enumerate(there) for other in there[i + 1 :]]
+others = [swap_between.between(of_group[one], of_group[other]).assign(one=one, other=other) for one, other in couples]
+if others:
+    others = run.table("between_groups", pd.concat(others, ignore_index=True), seed=seed)
+    shown = others[others["layer"] == deep][["one", "other", "estimate", "low", "high", "q", "clusters"]]
+    print(f"between pictures, canonical categories, layer {deep}:")
+    print(shown.round(3).to_string(index=False))
+
+# %% [markdown]
+# **Reading.** Positive between pictures: the direction of *far* is partly that of *above*. Negative: partly that of *under*. It
+# is confusion only as far as it goes beyond what groups do that nobody confuses. Where it comes from is the question of
+# `03_swap_perspective`.
 
 # %% [markdown]
 # ## Does the model use the directions?
@@ -323,7 +342,7 @@ for group, part in right[right["strength"] == middle].groupby("group", sort=Fals
                            seed=seed, bounds=(0, 1))  # fmt: skip
     run.claim(f"cause.{group}", f"Adding the {group} direction turns more answers around than a random one of its length.",
               rule="low > .25", estimate=more.estimate, low=more.low, high=more.high, n=more.clusters, table="steered",
-              caveat=f"layer {used}, strength {middle:g}")  # fmt: skip
+              caveat=f"layer {used}, last token, strength {middle:g}")  # fmt: skip
     print(f"{group}: flips {flips['toward'].mean():.3f} toward, {flips['random'].mean():.3f} random, {len(flips)} answers")
 
 # %%
@@ -333,7 +352,7 @@ if len(removed):
     left = stats.ratio(removed["logit_difference"].to_numpy(), removed["unsteered"].to_numpy(), pictures, pictures, seed=seed)
     run.claim("cause.remove", "Without the direction less than half of the logit difference is left.", rule="high < .5",
               estimate=left.estimate, low=left.low, high=left.high, n=left.clusters, table="steered",
-              caveat=f"layer {used}, all groups")  # fmt: skip
+              caveat=f"layer {used}, last token, all groups")  # fmt: skip
     print(f"logit difference that is left: {left.estimate:.3f} [{left.low:.3f}, {left.high:.3f}]")
 
 # %% [markdown]
@@ -353,8 +372,11 @@ from spatialprobes.probes import swap_results
 tables = {"accuracy": accuracy, "consistency": consistency, "similarity": matrix, "answers": answers}
 states_of_quads = (vertical, distance) if quads else None
 tables |= {"alignment": aligned} if quads else {}
-written = swap_results.write(export or run.folder / "study", scale, states=real.states, quads=states_of_quads, tables=tables)
-print(len(written), "files in", export or "study/ in the run's folder")
+label = str(scale) or Path(vlm.name).name
+for folder in (run.folder / "study", export):
+    if folder:
+        written = swap_results.write(folder, label, states=real.states, quads=states_of_quads, tables=tables)
+        print(len(written), "files in", "study/ of the run's folder" if folder != export else export)
 
 # %% [markdown]
 # ## Verdicts

@@ -20,8 +20,9 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/spatialprobes/spatialprobes/blob/main/notebooks/03_swap_over_scales.ipynb)
 #
 # A series of checkpoints of one model, from before it was trained on places to after. For each: accuracy, consistency of the
-# groups' directions and alignment of height with depth (`03_swap_consistency` says what these are), on the same pairs. With
-# `runs`, nothing is measured here and no model is loaded: tables and vectors are those that runs of `03_swap_consistency` left.
+# groups' directions and alignment of height with depth (`03_swap_consistency` says what these are), on pairs of
+# one stream. With `runs`, nothing is measured here and no model is loaded: tables and vectors are those that runs of
+# `03_swap_consistency` left, with as many pairs as each of them had.
 
 # %%
 # In Colab, install the library; anywhere else this cell does nothing.
@@ -44,12 +45,13 @@ quantize: str = ""  # empty, 8bit or 4bit (language model only)
 batch_size: int = 64  # prompts run at once
 limit: int = 0  # most pairs of each category, and most quads; 0 for no limit
 seed: int = 0  # of scenes, permutations and resampling
-size: str = "quick"  # quick | lab | full: how many pairs
+size: str = "quick"  # quick | lab | full: how many pairs; says nothing where `runs` are given
 out: str = ""  # folder for tables, figures and claims; empty for data/runs/03_swap_over_scales
 title: str = "Swap pairs over training"  # for the gallery
 
 # %%
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -76,6 +78,8 @@ many, quads_wanted = (min(n, limit) if limit else n for n in SIZES[size])  # pai
 stream = 7_000_000 + check_seed(seed)  # scenes that no lab model was trained on
 checkpoints = parse(series)
 named = runs.split()
+if len(set(named)) < len(named):
+    raise ValueError(f"runs names a run twice: {runs}")
 if named and len(named) != len(checkpoints):
     raise ValueError(f"runs names {len(named)} runs for a series of {len(checkpoints)} checkpoints; one for each is wanted")
 by_label = dict(zip((part.partition("=")[0].partition(":")[0] for part in series.split()), named))  # in the order given
@@ -116,8 +120,11 @@ def labelled(frames):
 if measured_by:
     read = {name: [tables_of_runs([one], name) for one in measured_by] for name in NAMES}
     facts = [frame.attrs["provenance"]["model"][0] for frame in read["accuracy"]]
+    for one, name, known in zip(checkpoints, measured_by, facts):
+        if Path(known["model"]).name != Path(one.model).name:
+            raise ValueError(f"run {name!r} measured {known['model']}, and {one.label} of the series is {one.model}")
     folders = [swap_results.read(paths.run_folder(one) / "study") for one in measured_by]
-    states = [next(iter(folder.vectors.values())) for folder in folders]
+    states = [folder.vectors.get(one.label, next(iter(folder.vectors.values()))) for one, folder in zip(checkpoints, folders)]
 else:
     found = [measure(one) for one in checkpoints]
     read = {name: [tables[name] for tables, _, _ in found] for name in NAMES}
@@ -129,7 +136,8 @@ same_layers(tables["consistency"])
 # %% [markdown]
 # ## Accuracy
 #
-# **When are both questions of a pair answered right?** A guess is right in a quarter of the pairs.
+# **When are both questions of a pair answered right?** Guessing each question gets a quarter of the pairs; answering the two
+# differently, without a look at the picture, up to half.
 
 # %%
 run.figure("swap_scales.trajectory", table="accuracy",
@@ -194,12 +202,14 @@ for group, (one, other) in GROUPS.items():
               rule="high < .1", estimate=row.estimate, low=row.low, high=row.high, n=int(row.clusters), table="emergence",
               model=checkpoints[-1].model, caveat=f"layer {deep}, checkpoint {before[-1]}")  # fmt: skip
     print(
-        f"{group}: not above chance until {before[-1]}, where consistency is {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        f"{group}: last not above chance at {before[-1]}, where consistency is {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
     )
 
 # %% [markdown]
-# **Reading.** A direction without right answers would be one that the model has and does not use; right answers without a
-# direction would be a computation that is not linear in this state.
+# **Reading.** The claims ask one side only: whether a direction came before the answers; the figure shows the other. Few
+# checkpoints stand close to the step, so that "together" means between the same two. A direction without right answers would be
+# one that the model has and does not use; right answers without a direction would be a computation that is not linear in this
+# state.
 
 # %% [markdown]
 # ## Verdicts

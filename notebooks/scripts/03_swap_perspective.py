@@ -20,9 +20,10 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/spatialprobes/spatialprobes/blob/main/notebooks/03_swap_perspective.ipynb)
 #
 # In photographs what is higher is mostly farther away. If a model's direction of *above* aligns with its direction of *far*, it
-# may have learnt that from its data, it may follow the pictures that it is asked about, or it may be the model's own. No
-# published model tells these apart. The lab can: three models, trained alike on the same questions, in worlds where height
-# says nothing about depth (perspective 0), something (.5), all (1); and each is asked about pictures of all three worlds.
+# may have learnt that from its data, it may follow the pictures that it is asked about, or it may be the model's own. The
+# published models differ in all of these at once. The lab can part them: three models, trained alike on the same questions, in
+# worlds where height says nothing about depth (perspective 0), something (.5), all (1); and each is asked about pictures of all
+# three worlds.
 
 # %%
 # In Colab, install the library; anywhere else this cell does nothing.
@@ -64,7 +65,9 @@ if limit and limit < 10:
     raise ValueError(f"limit is {limit}; it must be 0, or at least 10 quads, which an interval needs")
 count = min(SIZES[size], limit) if limit else SIZES[size]
 stream = 8_000_000 + check_seed(seed)  # scenes that no lab model was trained on
-asked = [float(one) for one in worlds.split()]
+asked = [float(one) for one in str(worlds).split()]
+if not all(0 <= one <= 1 for one in asked) or len(set(asked)) < 2 or len(models.split()) < 2:
+    raise ValueError(f"models is {models!r}, worlds {worlds!r}; at least two of each are compared, worlds between 0 and 1")
 vlms = [VLM.load(name, dtype=dtype, device=device) for name in models.split()]
 run = Record(out=out, notebook="03_swap_perspective", title="Perspective: model or data", section=3, parameters=parameters)
 
@@ -91,6 +94,7 @@ def perspective_of(vlm):
     return float(known[0])
 
 
+# %%
 trained = {perspective_of(vlm): vlm for vlm in vlms}
 held, rows, right = {}, [], []
 for own, vlm in trained.items():
@@ -186,7 +190,8 @@ run.figure("swap_perspective.alignment", table="within_quads", name="within-quad
                    f"correlation of height and distance in the pictures that it is asked about (the marks).")  # fmt: skip
 
 # %% [markdown]
-# **Reading.** If all four claims hold, the alignment is taught by the world and carried by the model. Within quads the alignment
+# **Reading.** If all four claims hold, the alignment is taught by the world and carried by the model; where the last fails,
+# pictures add to it on their own. One model a world: how much another seed would differ is not known. Within quads the alignment
 # follows the pictures that a model is asked about, whatever it has learnt: it cannot tell a biased model from biased data.
 
 # %% [markdown]
