@@ -134,7 +134,7 @@ run = Record(out=out, notebook="03_swap_consistency", title="Swap-pair consisten
 if data:
     from spatialprobes.sources import swap_pairs
 
-    found = swap_pairs.read(data, images=images or None, quads=boxes or None)
+    found = swap_pairs.read(data, images=images or None, quads=boxes or None, check_images=True)
     print(found.report())
     pairs, quads = first_of_each(found.pairs, many), list(found.quads)[:quads_wanted]
 else:
