@@ -100,7 +100,7 @@ def test_a_tokenizer_that_raises_what_it_likes(damaged):
 def test_names_that_no_model_could_have(name, said):
     found = line(name)
     assert said in found
-    assert len(found) < 500
+    assert len(found) < 600  # it lists the lab's models, and shortens a long name
 
 
 def test_a_weights_root_that_cannot_be(monkeypatch):

@@ -35,7 +35,7 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"spatialprobes[notebooks] @ {source}"], check=True)
 
 # %% tags=["parameters"]
-series: str = "vanilla=lab-llava-vanilla 25600=lab-llava-25600 38400=lab-llava-38400 76800=lab-llava"  # label=model, by blanks
+series: str = ""  # checkpoints, each as label and model joined by an equals sign, by blanks; empty for four of lab-llava
 runs: str = ""  # names of the runs that measured them, in the same order; empty: they are measured here
 revision: str = ""  # of hub ids; empty for the newest
 processor: str = ""  # folder or hub id whose processor all of them use; empty for each its own
@@ -67,6 +67,7 @@ from spatialprobes.vlm import VLM
 from spatialprobes.worlds import lab_pairs
 
 # %%
+series = series or "vanilla=lab-llava-vanilla 25600=lab-llava-25600 38400=lab-llava-38400 76800=lab-llava"
 names = "series runs revision processor dtype device quantize batch_size limit seed size".split()
 parameters = {name: globals()[name] for name in names}
 SIZES = {"quick": (25, 40), "lab": (120, 200), "full": (500, 1000)}
