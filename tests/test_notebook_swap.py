@@ -104,6 +104,8 @@ def test_worlds_of_perspective_are_told_apart(tmp_path, in_notebooks):
         (perspective, {"models": "lab-llava lab-llava-seed1"}, "was not trained in a world of one perspective"),
         (perspective, {"models": "lab-llava-perspective-1"}, "at least two of each are compared"),
         (perspective, {"worlds": "0 2"}, "worlds between 0 and 1"),
+        (perspective, {"worlds": "0 0.5"}, "both of these among them"),
+        (perspective, {"models": "lab-llava-perspective-0.5 lab-llava-perspective-1"}, "0 and 1 must be among them"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_measured(
