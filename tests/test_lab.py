@@ -279,7 +279,7 @@ def test_the_zoo_is_trained_from_nothing_and_only_what_is_missing(tmp_path, monk
 
 def test_lab_qwen_trains_on_what_its_processor_makes(tmp_path):
     """Pictures, tokens and positions of a packed batch against the family's own processor and position rule; logits too."""
-    lab_models.save(lab_qwen.model(0), tmp_path / "qwen", lab_qwen.words())
+    lab_models.save(lab_qwen.model_2_5(0), tmp_path / "qwen", lab_qwen.words())
     vlm = VLM.load(str(tmp_path / "qwen"), dtype="float32")
     data = lab_qwen.QwenTurns(3, 2, {"relation.vertical": 1.0, "semantic.color": 1.0}, turns=3)
     for item in (data[0], data[1]):
@@ -302,7 +302,7 @@ def test_lab_qwen_trains_on_what_its_processor_makes(tmp_path):
 def test_qwen_tower_pass_reads_cells_in_raster_order():
     """A cell's output changes most where its pixels do, wherever the windows put it."""
     clip = lab_models.clip(0)
-    pretraining = lab_qwen.TowerPretraining(lab_qwen.model(0).model.visual, clip).eval()
+    pretraining = lab_qwen.TowerPretraining(lab_qwen.model_2_5(0).model.visual, clip).eval()
     pictures = torch.zeros(2, 3, 48, 48)
     with torch.no_grad():
         plain = pretraining.cells(pictures)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from spatialprobes import lab_models, lab_qwen
+from spatialprobes import lab_models, lab_qwen, lab_shapeworld
 from spatialprobes.lab_batches import TextData, TowerData
 from spatialprobes.lab_cards import (
     EVALUATION_SEED,
@@ -33,15 +33,19 @@ from spatialprobes.lab_recipes import (
     BARS,
     PERSPECTIVES,
     QWEN,
+    QWEN2,
     QWEN_BARS,
     RELATION_BARS,
+    SHAPEWORLD,
+    SHAPEWORLD_BARS,
     Recipe,
+    ShapeworldRecipe,
     llava_name,
     perspective_name,
     qwen_recipe,
     world_recipe,
 )
-from spatialprobes.lab_stages import SCENES, SecondStage, as_json, every_group, first_stage, schedule
+from spatialprobes.lab_stages import SCENES, SecondStage, as_json, every_group, first_stage, lab_questions, schedule
 from spatialprobes.paths import lab_folder, root
 from spatialprobes.train import fit
 from spatialprobes.worlds.lab import COLOURS, SHAPES
@@ -126,7 +130,8 @@ def train_llava(recipe: Recipe, out: Path, work: Path, seed: int = 0, scales: tu
     text = LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32)
     lab_models.adopt(model, tower, text)
     norms = first_stage(model, recipe, work / name, seed)
-    stage = SecondStage(name, recipe, ["lab-clip", "lab-text"], BARS, norms, out, work, SHARED, seed=seed)
+    about = {"ancestors": ["lab-clip", "lab-text"], "bars": BARS, "norms": norms, "shared": SHARED}
+    stage = SecondStage(name, **lab_questions(recipe, seed), **about, out=out, work=work)
     stage.run(model, lab_models.processor(), watch, scales)
 
 
@@ -141,15 +146,17 @@ def train_perspective(recipe: Recipe, out: Path, work: Path, perspective: float)
     model = LlavaForConditionalGeneration.from_pretrained(out / "lab-llava-vanilla", dtype=torch.float32)
     model.model.vision_tower.requires_grad_(False)
     norms = {"vanilla": input_norms(model, every_group(64, own.perspective))}
-    stage = SecondStage(name, own, ["lab-llava-vanilla"], RELATION_BARS, norms, out, work, SHARED)
+    about = {"ancestors": ["lab-llava-vanilla"], "bars": RELATION_BARS, "norms": norms, "shared": SHARED}
+    stage = SecondStage(name, **lab_questions(own), **about, out=out, work=work)
     stage.run(model, lab_models.processor(), watch)
 
 
-def train_qwen(recipe: Recipe, out: Path, work: Path, scales: tuple[int, ...] = ()) -> None:
-    """lab-qwen2.5-vl: its own tower first, then stages 1 and 2 as lab-llava's; copies on the way as train_llava keeps them."""
-    name, own = QWEN, qwen_recipe(recipe)
+def train_qwen(recipe: Recipe, out: Path, work: Path, name: str = QWEN, scales: tuple[int, ...] = ()) -> None:
+    """lab-qwen2.5-vl or lab-qwen2-vl: its own tower first, then stages 1 and 2 as lab-llava's; copies on the way as train_llava
+    keeps them."""
+    own = qwen_recipe(recipe)
     watch = Stopwatch(work / name / "minutes.json")
-    model = lab_qwen.model(0)
+    model = {QWEN: lab_qwen.model_2_5, QWEN2: lab_qwen.model_2}[name](0)
     lab_qwen.adopt(model, LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32))
     clip = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
     pretraining = lab_qwen.TowerPretraining(model.model.visual, clip)
@@ -157,11 +164,29 @@ def train_qwen(recipe: Recipe, out: Path, work: Path, scales: tuple[int, ...] = 
     lab_qwen.freeze_tower(model)
     seen = lab_qwen.seen(pretraining.eval(), TowerData(EVALUATION_SEED, SCENES["retrieval"]))
     norms = first_stage(model, own, work / name, data=lab_qwen.QwenTurns)
+    about = {"ancestors": ["lab-clip", "lab-text"], "bars": QWEN_BARS, "norms": norms, "shared": QWEN_SHARED if scales else {}}
+    tower = {what: proportion(*count) for what, count in seen.items()}
+    stage = SecondStage(name, **lab_questions(own, data=lab_qwen.QwenTurns), **about, out=out, work=work, tower=tower)
+    stage.run(model.train(), lab_qwen.words(), watch, scales)
+
+
+def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
+    """lab-llava-shapeworld, from nothing: its tower, then connector and language model together on questions."""
+    watch = Stopwatch(work / SHAPEWORLD / "minutes.json")
+    pretraining = lab_shapeworld.TowerPretraining(lab_models.clip(0, recipe.pixels, recipe.patch))
+    worlds = lab_shapeworld.ShapeTower(0, recipe.tower.items)
+    fit(pretraining, worlds, worlds.collate, work / SHAPEWORLD / "tower", **schedule(recipe.tower), seed=0)
+    seen = lab_qwen.seen(pretraining.eval(), lab_shapeworld.ShapeTower(EVALUATION_SEED, SCENES["patches"]))
+    model = lab_models.llava(0, recipe.pixels, recipe.patch)
+    model.model.vision_tower.load_state_dict(pretraining.clip.vision_model.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    norms = {"start": input_norms(model, lab_shapeworld.every_group(64))}
+    questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns)
     stage = SecondStage(
-        name, own, ["lab-clip", "lab-text"], QWEN_BARS, norms, out, work, QWEN_SHARED, lab_qwen.QwenTurns,
+        SHAPEWORLD, recipe.of(), recipe.stage2, questions, lab_shapeworld.every_group, [], SHAPEWORLD_BARS, norms, out, work,
         tower={what: proportion(*count) for what, count in seen.items()},
     )  # fmt: skip
-    stage.run(model.train(), lab_qwen.words(), watch, scales)
+    stage.run(model, lab_models.processor(recipe.pixels, recipe.patch), watch)
 
 
 @dataclass(frozen=True)
@@ -184,7 +209,9 @@ def zoo(recipe: Recipe, out: Path, work: Path) -> dict[str, Model]:
         models[llava_name(seed)] = Model(partial(train_llava, recipe, out, work, seed, scales), both)
     for p in PERSPECTIVES:
         models[perspective_name(p)] = Model(partial(train_perspective, recipe, out, work, p), (*both, "lab-llava"))
-    models[QWEN] = Model(partial(train_qwen, recipe, out, work, recipe.scales), both)
+    models[QWEN] = Model(partial(train_qwen, recipe, out, work, QWEN, recipe.scales), both)
+    models[QWEN2] = Model(partial(train_qwen, recipe, out, work, QWEN2), both)
+    models[SHAPEWORLD] = Model(partial(train_shapeworld, ShapeworldRecipe(), out, work))
     return models
 
 

@@ -1,4 +1,4 @@
-"""The lab's Qwen2.5-VL: the untrained model, its processor, its training data, and the pass that teaches its tower to see.
+"""The lab's Qwen2-VL and Qwen2.5-VL: untrained models, their processor and training data, the pass that teaches a tower to see.
 
 A picture of 48 x 48 pixels is 12 x 12 patches of 4 pixels, four of them (a cell of 8 pixels) merged to a vision token: the same
 6 x 6 tokens as in lab-llava. The tower has its own pass, since no other lab model has one of this kind. Knows nothing of stages
@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
 )
 from transformers.vision_utils import get_vision_window_index
@@ -42,31 +44,53 @@ ROPE_THETA, MROPE_SECTION = 30.0, [4, 6, 6]  # time, row, column
 BEFORE_PICTURE = PREFIX.index(IMAGE)
 
 
-def model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration
+
+
+def model_2_5(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Untrained Qwen2.5-VL with the width, depth and words of lab-llava; whole-picture attention in the tower's second and last
     block, windows in the others."""
     torch.manual_seed(seed)
+    vision = dict(
+        **_vision(), hidden_size=WIDTH, out_hidden_size=WIDTH, intermediate_size=2 * WIDTH,
+        window_size=WINDOW, fullatt_block_indexes=[1, TOWER_DEPTH - 1],
+    )  # fmt: skip
+    return _greedy(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, **_common())))
+
+
+def model_2(seed: int) -> Qwen2VLForConditionalGeneration:
+    """Untrained Qwen2-VL of the same sizes; its tower sees the whole picture in every block."""
+    torch.manual_seed(seed)
+    vision = dict(**_vision(), embed_dim=WIDTH, hidden_size=WIDTH, mlp_ratio=2)
+    return _greedy(Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, **_common())))
+
+
+def _vision() -> dict:
+    return dict(
+        depth=TOWER_DEPTH, num_heads=HEADS, patch_size=PATCH, spatial_merge_size=MERGE, temporal_patch_size=FRAMES,
+        initializer_range=INITIALIZER_RANGE,
+    )  # fmt: skip
+
+
+def _common() -> dict:
     text = dict(
         vocab_size=len(VOCABULARY), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=DEPTH,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, initializer_range=INITIALIZER_RANGE,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": MROPE_SECTION},
         tie_word_embeddings=False, use_sliding_window=False, **SPECIAL_IDS,
     )  # fmt: skip
-    vision = dict(
-        depth=TOWER_DEPTH, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=HEADS, patch_size=PATCH,
-        spatial_merge_size=MERGE, temporal_patch_size=FRAMES, window_size=WINDOW,
-        fullatt_block_indexes=[1, TOWER_DEPTH - 1], out_hidden_size=WIDTH, initializer_range=INITIALIZER_RANGE,
+    return dict(
+        text_config=text, image_token_id=IMAGE, video_token_id=ID["<spare0>"], vision_start_token_id=ID["<spare1>"],
+        vision_end_token_id=ID["<spare2>"], tie_word_embeddings=False, **SPECIAL_IDS,
     )  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=ID["<spare0>"],
-        vision_start_token_id=ID["<spare1>"], vision_end_token_id=ID["<spare2>"], tie_word_embeddings=False, **SPECIAL_IDS,
-    )  # fmt: skip
-    made = Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _greedy(made: Model) -> Model:
     made.generation_config.update(do_sample=False, **SPECIAL_IDS)
     return made
 
 
-def adopt(model: Qwen2_5_VLForConditionalGeneration, text: nn.Module) -> None:
+def adopt(model: Model, text: nn.Module) -> None:
     """Put lab-text's weights into the language model; biases of queries, keys and values, which lab-text has not, are 0."""
     missing, unexpected = model.model.language_model.load_state_dict(text.model.state_dict(), strict=False)
     if unexpected or not all(name.endswith("proj.bias") for name in missing):
@@ -77,7 +101,7 @@ def adopt(model: Qwen2_5_VLForConditionalGeneration, text: nn.Module) -> None:
     model.lm_head.load_state_dict(text.lm_head.state_dict())
 
 
-def freeze_tower(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def freeze_tower(model: Model) -> None:
     """All of the vision side but the connector (the merger)."""
     model.model.visual.requires_grad_(False)
     model.model.visual.merger.requires_grad_(True)
@@ -154,12 +178,14 @@ class TowerPretraining(nn.Module):
         self.image_head = nn.Linear(WIDTH, clip.config.projection_dim)
 
     def cells(self, pixel_values: Tensor) -> Float[Tensor, "n cell four_width"]:
-        """The last block's output by cell in raster order (the tower holds the cells window by window)."""
+        """The last block's output by cell in raster order (a tower with windows holds the cells window by window)."""
         n = len(pixel_values)
         thw = grids(n)
-        hidden = self.visual(patches(pixel_values), grid_thw=thw).last_hidden_state
-        order, _ = get_vision_window_index(thw, MERGE, WINDOW, PATCH)
-        return hidden.reshape(n * TOKENS, -1)[order.argsort()].reshape(n, TOKENS, -1)
+        hidden = self.visual(patches(pixel_values), grid_thw=thw).last_hidden_state.reshape(n * TOKENS, -1)
+        if window := getattr(self.visual.config, "window_size", None):
+            order, _ = get_vision_window_index(thw, MERGE, window, PATCH)
+            hidden = hidden[order.argsort()]
+        return hidden.reshape(n, TOKENS, -1)
 
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, patch_labels: Tensor, patch_near: Tensor
@@ -181,7 +207,7 @@ class TowerPretraining(nn.Module):
 
 
 @torch.no_grad()
-def seen(model: TowerPretraining, data: TowerData, batch_size: int = 100) -> dict[str, tuple[int, int]]:
+def seen(model: nn.Module, data: TowerData, batch_size: int = 100) -> dict[str, tuple[int, int]]:
     """{what: (right, asked)}: the helper head's label of each cell that shows an object; the nearest of 100 captions."""
     shown = right = own = asked = 0
     for start in range(0, len(data) // batch_size * batch_size, batch_size):

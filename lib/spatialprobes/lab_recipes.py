@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from spatialprobes.lab_batches import MIX
 from spatialprobes.worlds.lab_questions import GROUPS
 
-QWEN = "lab-qwen2.5-vl"
+QWEN, QWEN2, SHAPEWORLD = "lab-qwen2.5-vl", "lab-qwen2-vl", "lab-llava-shapeworld"
 PERSPECTIVES = (1.0, 0.0, 0.5)  # of the worlds in which lab-llava is also trained, each alone
 
 BARS = {
@@ -20,6 +20,7 @@ BARS = {
 }
 RELATION_BARS = {g: 0.9 for g in GROUPS if g.startswith("relation.")}
 QWEN_BARS = {g: 0.75 for g in RELATION_BARS}
+SHAPEWORLD_BARS = {"relation": 0.8, "caption": 0.8}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,28 @@ class Recipe:
         return {part: whole[part] for part in parts or whole}
 
 
+SHAPEWORLD_MIX = {"relation": 0.25, "caption": 0.15, "color": 0.1, "column": 0.15, "row": 0.12, "end": 0.15, "corner": 0.08}
+
+
+@dataclass(frozen=True)
+class ShapeworldRecipe:
+    """How lab-llava-shapeworld comes to be, from nothing: its tower, then connector and language model together.
+
+    pixels, patch: sides of the picture and of a patch. mix: share of each group of questions.
+    """
+
+    tower: Pass = Pass(items=1200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=2000 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    mix: dict[str, float] = field(default_factory=lambda: dict(SHAPEWORLD_MIX))
+    turns: int = 8
+    pixels: int = 96
+    patch: int = 12
+
+    def of(self) -> dict:
+        """The recipe as plain data: what the card states and its hash covers."""
+        return dataclasses.asdict(self)
+
+
 def llava_name(seed: int) -> str:
     return "lab-llava" if seed == 0 else f"lab-llava-seed{seed}"
 
@@ -72,7 +95,7 @@ def world_recipe(recipe: Recipe, perspective: float) -> Recipe:
 
 
 def qwen_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of lab-qwen2.5-vl: its tower sees four times the patches, of half as many pictures at a time."""
+    """The recipe of lab-qwen2.5-vl and lab-qwen2-vl: a tower with four times the patches, half the pictures at a time."""
     tower = dataclasses.replace(recipe.tower, items=recipe.tower.items * 9 // 26, batch_size=recipe.tower.batch_size // 2)
     stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items * 5 // 6)
     return dataclasses.replace(recipe, tower=tower, stage2=stage2)
@@ -83,10 +106,12 @@ def recipe_of(name: str, recipe: Recipe | None = None) -> dict:
     recipe = recipe or Recipe()
     if name in ("lab-clip", "lab-text"):
         return recipe.of({"lab-clip": "tower", "lab-text": "text"}[name])
+    if name == SHAPEWORLD:
+        return ShapeworldRecipe().of()
     for perspective in PERSPECTIVES:
         if name == perspective_name(perspective):
             return world_recipe(recipe, perspective).of()
-    if name.startswith(QWEN):
+    if name.startswith((QWEN, QWEN2)):
         return qwen_recipe(recipe).of()
     if not name.startswith("lab-llava"):
         raise ValueError(f"{name!r} is no model of this zoo")

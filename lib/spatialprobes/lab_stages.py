@@ -6,10 +6,13 @@ Knows models and data by what they do; which model has which ancestors is the zo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from spatialprobes import lab_models
@@ -44,34 +47,34 @@ def every_group(scenes: int, perspective: tuple[float, ...], data: type[TurnData
 class SecondStage:
     """Stage 2 of a model (connector and language model; questions) and what is kept of it: the model, copies on the way, a card.
 
-    shared: as `lab_models.save` takes it. norms, tower: what was measured before, for the card.
+    recipe, plan: what the card states, and the pass that is made of it. questions: what is trained on; fresh: so many scenes that
+    are not, with questions of every group. shared: as `lab_models.save` takes it. norms, tower: what was measured before.
     """
 
     name: str
-    recipe: Recipe
+    recipe: dict
+    plan: Pass
+    questions: Dataset
+    fresh: Callable[[int], Dataset]
     ancestors: list[str]
     bars: dict[str, float]
     norms: dict[str, dict[str, float]]
     out: Path
     work: Path
-    shared: dict[str, str]
-    data: type[TurnData] = TurnData
+    shared: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     tower: dict[str, dict] = field(default_factory=dict)
 
     def run(self, model: PreTrainedModel, words: ProcessorMixin, watch: Stopwatch, scales: tuple[int, ...] = ()) -> None:
         """Train, keeping a copy after the steps ``scales`` as <name>-<samples>, the one of step 0 as <name>-vanilla."""
-        recipe, here = self.recipe, self.work / self.name
-        plan = recipe.stage2
-        questions = self.data(200 + self.seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
-        curve = Curve(here / "curve.json", plan.batch_size, every_group(SCENES["curve"], recipe.perspective, self.data))
+        plan, here = self.plan, self.work / self.name
+        curve = Curve(here / "curve.json", plan.batch_size, self.fresh(SCENES["curve"]))
 
         def keep(label: str, samples: int, scenes: int) -> None:
-            test = every_group(scenes, recipe.perspective, self.data)
             stated = card(
-                label, model, recipe.of(), self.ancestors, self.seed, samples, watch.minutes,
-                accuracy={group: proportion(*count) for group, count in turn_accuracy(model, test).items()},
-                norms={**self.norms, "now": input_norms(model, every_group(64, recipe.perspective, self.data))},
+                label, model, self.recipe, self.ancestors, self.seed, samples, watch.minutes,
+                accuracy={group: proportion(*count) for group, count in turn_accuracy(model, self.fresh(scenes)).items()},
+                norms={**self.norms, "now": input_norms(model, self.fresh(64))},
                 bars=self.bars if label == self.name else {}, **({"tower": self.tower} if self.tower else {}),
             )  # fmt: skip
             files = {"card.json": as_json(stated), "curve.json": as_json(curve.read())}
@@ -83,8 +86,17 @@ class SecondStage:
                 keep(f"{self.name}-{samples}" if step else f"{self.name}-vanilla", samples, SCENES["scale"])
 
         callbacks = [EachSteps(200, curve), EachSteps(100, at_scale), EachSteps(100, lambda *_: watch.keep())]
-        fit(model, questions, self.data.collate, here / "stage2", **schedule(plan), seed=self.seed, callbacks=callbacks)
+        collate = self.questions.collate
+        fit(model, self.questions, collate, here / "stage2", **schedule(plan), seed=self.seed, callbacks=callbacks)
         keep(self.name, plan.items, SCENES["model"])
+
+
+def lab_questions(recipe: Recipe, seed: int = 0, data: type[TurnData] = TurnData) -> dict:
+    """What `SecondStage` trains on in the lab's world: recipe, plan, questions, fresh scenes and seed."""
+    plan = recipe.stage2
+    questions = data(200 + seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
+    fresh = partial(every_group, perspective=recipe.perspective, data=data)
+    return {"recipe": recipe.of(), "plan": plan, "questions": questions, "fresh": fresh, "seed": seed}
 
 
 def schedule(plan: Pass) -> dict:
