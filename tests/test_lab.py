@@ -298,7 +298,7 @@ def test_shapeworld_llava_is_trained_from_nothing(tmp_path, monkeypatch):
     assert lab_recipes.recipe_of("lab-llava-shapeworld") == lab_recipes.ShapeworldRecipe().of()
 
 
-@pytest.mark.parametrize("group", ["relation", "caption", "color", "column", "row", "end", "corner"])
+@pytest.mark.parametrize("group", lab_recipes.SHAPEWORLD_MIX)
 def test_shapeworld_llava_trains_on_what_its_processor_makes(group):
     """Logits of a packed batch against single prompts by the processor, from the picture at its own 100 pixels."""
     data = lab_shapeworld.ShapeTurns(3, 4, {group: 1.0}, turns=3)

@@ -171,7 +171,8 @@ def train_qwen(recipe: Recipe, out: Path, work: Path, name: str = QWEN, scales: 
 
 
 def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
-    """lab-llava-shapeworld, from nothing: its tower, then connector and language model together on questions."""
+    """lab-llava-shapeworld, from nothing: its tower, then all of it on questions (the tower too: alone it tells some shapes apart
+    badly)."""
     watch = Stopwatch(work / SHAPEWORLD / "minutes.json")
     pretraining = lab_shapeworld.TowerPretraining(lab_models.clip(0, recipe.pixels, recipe.patch))
     worlds = lab_shapeworld.ShapeTower(0, recipe.tower.items)
@@ -179,7 +180,6 @@ def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
     seen = lab_qwen.seen(pretraining.eval(), lab_shapeworld.ShapeTower(EVALUATION_SEED, SCENES["patches"]))
     model = lab_models.llava(0, recipe.pixels, recipe.patch)
     model.model.vision_tower.load_state_dict(pretraining.clip.vision_model.state_dict())
-    model.model.vision_tower.requires_grad_(False)
     norms = {"start": input_norms(model, lab_shapeworld.every_group(64))}
     questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns)
     stage = SecondStage(

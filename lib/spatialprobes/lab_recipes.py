@@ -20,7 +20,7 @@ BARS = {
 }
 RELATION_BARS = {g: 0.9 for g in GROUPS if g.startswith("relation.")}
 QWEN_BARS = {g: 0.75 for g in RELATION_BARS}
-SHAPEWORLD_BARS = {"relation": 0.8, "caption": 0.8}
+SHAPEWORLD_BARS = {"relation.asked": 0.8, "relation.caption": 0.8}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class Recipe:
         return {part: whole[part] for part in parts or whole}
 
 
-SHAPEWORLD_MIX = {"relation": 0.25, "caption": 0.15, "color": 0.1, "column": 0.15, "row": 0.12, "end": 0.15, "corner": 0.08}
+SHAPEWORLD_MIX = {
+    "relation.asked": 0.25, "relation.caption": 0.15, "semantic.color": 0.1, "bin.column": 0.15, "bin.row": 0.12,
+    "2ds.shape_abs": 0.15, "corner": 0.08,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ShapeworldRecipe:
-    """How lab-llava-shapeworld comes to be, from nothing: its tower, then connector and language model together.
+    """How lab-llava-shapeworld comes to be, from nothing: its tower, then the whole model.
 
     pixels, patch: sides of the picture and of a patch. mix: share of each group of questions.
     """

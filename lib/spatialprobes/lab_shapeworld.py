@@ -1,7 +1,7 @@
 """lab-llava-shapeworld: a LLaVA of 96 pixels that has seen nothing but generated ShapeWorld worlds; its data, its tower's pass.
 
-Stage 2 is that of every lab model (``lab_stages.py``), without a text pass and a connector pass before it: its language model
-begins from nothing.
+Stage 2 is that of every lab model (``lab_stages.py``), but without a text pass and a connector pass before it, so that its
+language model begins from nothing, and with the tower trained along.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ShapeTurns(Dataset):
 
 def _turn(turn: Turn) -> Turn:
     """A caption is gone on with by the user's own words, without the assistant's turn."""
-    if turn.group != "caption":
+    if turn.group != "relation.caption":
         return turn
     return Turn(turn.group, turn.question[:-1], [turn.answer[0], ID["."]])
 

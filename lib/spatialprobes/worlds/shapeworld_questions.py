@@ -48,11 +48,11 @@ def _relation(world: TwoShapes, rng: np.random.Generator, group: str, text: str)
 
 
 def _asked(world: TwoShapes, rng: np.random.Generator) -> Question:
-    return _relation(world, rng, "relation", ASKED)
+    return _relation(world, rng, "relation.asked", ASKED)
 
 
 def _completed(world: TwoShapes, rng: np.random.Generator) -> Question:
-    return _relation(world, rng, "caption", f"{ASKED} {STATED}")
+    return _relation(world, rng, "relation.caption", f"{ASKED} {STATED}")
 
 
 def _one(world: TwoShapes, rng: np.random.Generator) -> Entity:
@@ -61,13 +61,13 @@ def _one(world: TwoShapes, rng: np.random.Generator) -> Entity:
 
 def _colour(world: TwoShapes, rng: np.random.Generator) -> Question:
     it = _one(world, rng)
-    return Question("color", it.colour, f"what color is the {it.shape} ?", it.colour, it.shape)
+    return Question("semantic.color", it.colour, f"what color is the {it.shape} ?", it.colour, it.shape)
 
 
 def _bin(world: TwoShapes, rng: np.random.Generator, group: str, axis: int) -> Question:
     it = _one(world, rng)
     cell = str(min(int(it.centre[axis] * BINS), BINS - 1))
-    return Question(group, cell, f"which {group} is the {it.shape} in ?", cell, it.shape)
+    return Question(f"bin.{group}", cell, f"which {group} is the {it.shape} in ?", cell, it.shape)
 
 
 def _column(world: TwoShapes, rng: np.random.Generator) -> Question:
@@ -84,7 +84,7 @@ def _end(world: TwoShapes, rng: np.random.Generator) -> Question:
     place = places[int(rng.integers(2))]
     axis, sign = _PLACES[place]
     it = min(world.entities, key=lambda e: sign * e.centre[axis])
-    return Question("end", place.split()[-1], f"what shape is {place} ?", it.shape)
+    return Question("2ds.shape_abs", place.split()[-1], f"what shape is {place} ?", it.shape)
 
 
 def occupied(world: TwoShapes, corner: str) -> bool | None:
@@ -112,5 +112,6 @@ def _corner(world: TwoShapes, rng: np.random.Generator) -> Question | None:
 
 Ask = Callable[[TwoShapes, np.random.Generator], Question | None]
 GROUPS: dict[str, Ask] = {
-    "relation": _asked, "caption": _completed, "color": _colour, "column": _column, "row": _row, "end": _end, "corner": _corner,
+    "relation.asked": _asked, "relation.caption": _completed, "semantic.color": _colour, "bin.column": _column, "bin.row": _row,
+    "2ds.shape_abs": _end, "corner": _corner,
 }  # fmt: skip
