@@ -74,20 +74,12 @@ def render(
     Raises PromptError for an empty question, one that holds the image placeholder, a missing answer, and a system prompt that
     the template does not write.
     """
-    question = (example.question or "").strip()
-    if not question:
-        raise PromptError(f"example {example.id!r} has an empty question; give it words to ask")
-    if placeholder in question:
-        raise PromptError(f"example {example.id!r}: the question holds the image placeholder {placeholder!r}; leave it out")
+    question = _question(example, placeholder)
     earlier = [(asked.strip(), said.strip()) for asked, said in example.meta.get("earlier", ())]
     turns = [_turn("user", earlier[0][0] if earlier else question, picture=True)]
     for i, (_, said) in enumerate(earlier):
         turns += [_turn("assistant", said), _turn("user", earlier[i + 1][0] if i + 1 < len(earlier) else question)]
-    words = default if system == "default" else (system or "").strip()
-    if system == "default" or (not words and not default):
-        messages = turns
-    else:
-        messages = [_system(words), *turns]
+    messages, words = _with_system(turns, system, default)
     text = spell(_apply(processor, messages, ask=True))
     if text.count(placeholder) != 1:
         raise PromptError(
@@ -116,6 +108,42 @@ def render(
         text, start = closed, closed.index(expected, len(text.rstrip()))
         answer = (start, start + len(expected))
     return Prompt(text, image, (head, head + len(words)), (ask, ask + len(question)), answer)
+
+
+def render_text(
+    processor: Any, placeholder: str, example: Example, system: str | None, default: str, spell: Callable[[str], str] = str
+) -> Prompt:
+    """The prompt for an example's question alone, without its picture; options as for `render`.
+
+    Raises PromptError for an empty question, one that holds the image placeholder, and a template that does not write it so.
+    """
+    question = _question(example, placeholder)
+    messages, words = _with_system([_turn("user", question)], system, default)
+    text = spell(_apply(processor, messages, ask=True))
+    ask = text.rfind(question)
+    if ask < 0 or placeholder in text:
+        raise PromptError(f"example {example.id!r}: the chat template does not write a question without a picture; use raw text")
+    if words not in text[:ask]:
+        raise PromptError(f"the chat template does not write the system prompt {words!r} before the question; use system=None")
+    head, end = text.index(words), len(text)
+    return Prompt(text, (end, end), (head, head + len(words)), (ask, ask + len(question)), (end, end))
+
+
+def _question(example: Example, placeholder: str) -> str:
+    question = (example.question or "").strip()
+    if not question:
+        raise PromptError(f"example {example.id!r} has an empty question; give it words to ask")
+    if placeholder in question:
+        raise PromptError(f"example {example.id!r}: the question holds the image placeholder {placeholder!r}; leave it out")
+    return question
+
+
+def _with_system(turns: list[dict[str, Any]], system: str | None, default: str) -> tuple[list[dict[str, Any]], str]:
+    """The messages, and the words of the system prompt that will stand before them."""
+    words = default if system == "default" else (system or "").strip()
+    if system == "default" or (not words and not default):
+        return turns, words
+    return [_system(words), *turns], words
 
 
 def _system(words: str) -> dict[str, Any]:

@@ -137,7 +137,12 @@ class Spans:
             hint = f"; nearest: {near[0]!r}" if near and not found else ""
             count = f"occurs {len(found)} times" if found else "is not"
             raise KeyError(f"{word!r} {count} in the {part} text of {self.example!r}{hint}; words there: {', '.join(there)}")
-        span = (low + found[occurrence].start(), low + found[occurrence].end())
+        return self.characters(*found[occurrence].span(), part)
+
+    def characters(self, start: int, end: int, part: str = "user") -> Int[Tensor, " token"]:
+        """Every token that holds one of the characters start..end (end not included) of a part's text."""
+        low = self.ranges[part][0]
+        span = (low + start, low + end)
         return torch.tensor([place for place, offset in self.tokens if _overlap(offset, span)], dtype=torch.long)
 
     def cell(self, x: float, y: float) -> tuple[int, int] | None:

@@ -235,7 +235,7 @@ class VLM:
         prompts = [
             render(self.processor, placeholder, example, system, self.default_system, answers, spell) for example in examples
         ]
-        encoded = self._tokenize([prompt.text for prompt in prompts])
+        encoded = self.tokenize([prompt.text for prompt in prompts])
         seen = [[token == image_id for token in expansion] for expansion in pictures.tokens]
         rows, layouts, most = [], [], self.max_tokens
         for example, ids, offsets, shown in zip(examples, *encoded, which, strict=True):
@@ -246,12 +246,7 @@ class VLM:
             rows.append(row)
             layouts.append((offsets, ids[0] == self.tokenizer.bos_token_id, before, seen[shown]))
         length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        inputs = {
-            "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
-        }
-        inputs = self.to_device(self.family.complete(self.model, inputs, [pictures.grids[shown] for shown in which]))
+        inputs = self.complete(rows, [pictures.grids[shown] for shown in which])
         spans = [
             find_spans(
                 example.id, prompt, *layout, length - len(row), length, grid=pictures.grids[shown], frame=pictures.frames[shown]
@@ -260,12 +255,22 @@ class VLM:
         ]
         return Batch(inputs, spans, list(examples), list(which))
 
-    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         """Ids and offsets of each. They are of one template, which writes its bos before all of them or before none."""
         bos = self.tokenizer.bos_token
         own_bos = bos is not None and texts[0].startswith(bos)
         encoded = self.tokenizer(texts, add_special_tokens=not own_bos, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
+
+    def complete(self, rows: list[list[int]], grids: list[tuple[int, int] | None]) -> dict[str, Tensor]:
+        """Inputs of prompts of these tokens, left-padded. grids: of the pictures that they show, in order."""
+        length = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        inputs = {
+            "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
+            "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+        }
+        return self.to_device(self.family.complete(self.model, inputs, grids))
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the model's device, floating ones in its dtype."""
