@@ -7,8 +7,8 @@ the batching but for the order of floating-point sums.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
@@ -16,8 +16,12 @@ from tqdm.auto import tqdm
 
 from spatialprobes.examples import Example, batches
 from spatialprobes.parsing import parse, plain
-from spatialprobes.prefix import answer_logits, prefill, shared_pictures
-from spatialprobes.vlm import VLM, PromptError
+from spatialprobes.prefix import Asked, answer_logits, asked_after, prefill, shared_pictures
+from spatialprobes.vlm import VLM, Batch, PromptError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["answer", "generate", "parse", "score"]
 
@@ -107,7 +111,6 @@ def generate(
     return pd.DataFrame([{"id": one.id, "text": texts[one.id][0], "tokens": texts[one.id][1]} for one in examples])
 
 
-@torch.no_grad()
 def score(
     vlm: VLM,
     examples: Sequence[Example],
@@ -122,15 +125,10 @@ def score(
     normalised: logprob / tokens. Rows follow the examples and, within one, its choices.
     Raises PromptError naming an example that cannot be asked or has no choices.
     """
-    check_askable(vlm, examples)
-    for example in examples:
-        if not example.choices:
-            raise PromptError(f"example {example.id!r} has no choices to score")
-    asked = [replace(one, answer=choice) for one in examples for choice in one.choices]
-    share = shares(vlm, asked, prefix_cache)
     found: dict[int, tuple[float, int]] = {}
-    for places in _batches(asked, batch_size, share):
-        found.update(zip(places, _answer_logprobs(vlm, [asked[i] for i in places], share, system), strict=True))
+    asked = each_choice(vlm, examples)
+    for one in scorings(vlm, asked, batch_size, prefix_cache, system=system):
+        found.update(zip(one.places, one.logprobs(), strict=True))
     return pd.DataFrame(
         [
             {"id": one.id, "choice": one.answer, "logprob": logprob, "tokens": n, "normalised": logprob / n}
@@ -139,20 +137,62 @@ def score(
     )
 
 
-def _answer_logprobs(vlm: VLM, chunk: list[Example], share: bool, system: str | None) -> list[tuple[float, int]]:
-    """Summed log-probability of each example's answer, and its number of tokens."""
-    if share:
-        batch, logits = answer_logits(vlm, shared_pictures(chunk), system)
-    else:
-        batch = vlm.encode(chunk, system, answers=True)
-        first = min(int(spans.answer[0]) for spans in batch.spans) - 1
-        kept = vlm.forward(batch, logits_to_keep=batch.input_ids.shape[1] - first).logits
-        logits = [kept[row, spans.answer.to(kept.device) - 1 - first] for row, spans in enumerate(batch.spans)]
-    scores = []
-    for row, (spans, own) in enumerate(zip(batch.spans, logits, strict=True)):
-        tokens = batch.input_ids[row, spans.answer.to(own.device)]
-        scores.append((float(own.float().log_softmax(-1).gather(-1, tokens[:, None]).sum()), len(tokens)))
-    return scores
+def each_choice(vlm: VLM, examples: Sequence[Example]) -> list[Example]:
+    """The examples, once for each of their choices, with that as answer. Raises PromptError for one without choices."""
+    check_askable(vlm, examples)
+    for example in examples:
+        if not example.choices:
+            raise PromptError(f"example {example.id!r} has no choices to score")
+    return [replace(one, answer=choice) for one in examples for choice in one.choices]
+
+
+def scorings(
+    vlm: VLM,
+    asked: Sequence[Example],
+    batch_size: int = 64,
+    prefix_cache: PrefixCache = "auto",
+    *,
+    system: str | None = "default",
+) -> Iterator[Scoring]:
+    """Batches of these examples, encoded once, whose answers can be scored again and again under other interventions."""
+    share = shares(vlm, asked, prefix_cache)
+    for places in _batches(asked, batch_size, share):
+        chunk = [asked[i] for i in places]
+        yield Scoring(vlm, places, *_encoded(vlm, chunk, share, system))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A batch to score. places: of its rows among the examples; prefixed: the same to run on prefixes, where they are shared."""
+
+    vlm: VLM
+    places: list[int]
+    batch: Batch
+    prefixed: Asked | None
+
+    @torch.no_grad()
+    def logprobs(self) -> list[tuple[float, int]]:
+        """Summed log-probability of each row's answer, and its number of tokens, under the interventions that are open."""
+        scores = []
+        for row, (spans, own) in enumerate(zip(self.batch.spans, self._logits(), strict=True)):
+            tokens = self.batch.input_ids[row, spans.answer.to(own.device)]
+            scores.append((float(own.float().log_softmax(-1).gather(-1, tokens[:, None]).sum()), len(tokens)))
+        return scores
+
+    def _logits(self) -> list[Float[Tensor, "token word"]]:
+        """Of the tokens of each row's answer."""
+        if self.prefixed is not None:
+            return answer_logits(self.vlm, self.prefixed)
+        first = min(int(spans.answer[0]) for spans in self.batch.spans) - 1
+        kept = self.vlm.forward(self.batch, logits_to_keep=self.batch.input_ids.shape[1] - first).logits
+        return [kept[row, spans.answer.to(kept.device) - 1 - first] for row, spans in enumerate(self.batch.spans)]
+
+
+def _encoded(vlm: VLM, chunk: list[Example], share: bool, system: str | None) -> tuple[Batch, Asked | None]:
+    if not share:
+        return vlm.encode(chunk, system, answers=True), None
+    prefixed = asked_after(vlm, shared_pictures(chunk), system)
+    return prefixed.whole, prefixed
 
 
 def check_askable(vlm: VLM, examples: Sequence[Example]) -> None:

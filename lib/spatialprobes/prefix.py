@@ -8,7 +8,7 @@ caches; what is asked is the business of `answers.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -63,26 +63,38 @@ def prefill(vlm: VLM, examples: Sequence[Example], system: str | None, new_token
     return _prefill(vlm, whole, pictures, [(row, spans.length) for row, spans in enumerate(whole.spans)], new_tokens)
 
 
-@torch.no_grad()
-def answer_logits(vlm: VLM, examples: Sequence[Example], system: str | None) -> tuple[Batch, list[Float[Tensor, "token word"]]]:
-    """The prompts with their answers, without the picture tensors, and for each the logits of its answer's tokens.
+@dataclass(frozen=True)
+class Asked:
+    """Prompts with their answers, encoded, without the picture tensors; and the pictures."""
 
-    examples: from `shared_pictures`.
+    whole: Batch
+    pictures: Pictures
+
+
+def asked_after(vlm: VLM, examples: Sequence[Example], system: str | None) -> Asked:
+    """These prompts with their answers. examples: from `shared_pictures`."""
+    pictures, which = vlm.pictures(examples)
+    return Asked(vlm.assemble(examples, pictures, which, system, answers=True), pictures)
+
+
+@torch.no_grad()
+def answer_logits(vlm: VLM, asked: Asked) -> list[Float[Tensor, "token word"]]:
+    """For each of these prompts the logits of its answer's tokens, under whatever interventions are open.
+
     No logits depend on the answer's last token or on what follows it: prompts that differ only in these are run as one.
     """
-    pictures, which = vlm.pictures(examples)
-    whole = vlm.assemble(examples, pictures, which, system, answers=True)
+    whole, which = asked.whole, asked.whole.which
     lasts = [int(spans.answer[-1]) for spans in whole.spans]
     ids = whole.input_ids.tolist()
     read = [(which[row], *ids[row][_end(whole.spans[row]) : last]) for row, last in enumerate(lasts)]
     places = {key: place for place, key in enumerate(dict.fromkeys(read))}
     run = [read.index(key) for key in places]
-    batch, cache, held = _prefill(vlm, whole, pictures, [(row, lasts[row]) for row in run])
+    batch, cache, held = _prefill(vlm, whole, asked.pictures, [(row, lasts[row]) for row in run])
     inputs = {name: value if name == "attention_mask" else value[..., held:] for name, value in batch.inputs.items()}
     keep = max(last + 1 - int(spans.answer[0]) for last, spans in zip(lasts, whole.spans, strict=True))
     options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": keep}
     logits = vlm.forward(replace(batch, inputs=inputs), **options).logits
-    return whole, [
+    return [
         logits[places[key], (spans.answer - last - 1).to(logits.device)]
         for key, last, spans in zip(read, lasts, whole.spans, strict=True)
     ]

@@ -99,42 +99,43 @@ def steered(vlm: VLM, steering: Steering) -> Iterator[None]:
     with ExitStack() as stack:
         if not isinstance(steering.at, str) or steering.at != "last":
             stack.enter_context(vlm.reading_whole_prompts())
-        run = _Run(vlm, steering, stack.enter_context(_knowing_prompts(vlm.model)))
-        decoder = vlm.family.decoder(vlm.model)
-        stack.callback(decoder.register_forward_pre_hook(run.start, with_kwargs=True).remove)
+        run = _Run(vlm, steering)
+        stack.enter_context(run.following())
         stack.enter_context(vlm.family.edit_hidden(vlm.model, steering.layer, run.edit))
         yield
 
 
-class _Run:
-    """The run of the model that is under way: which of its tokens are steered."""
+class Places:
+    """The run of the model that is under way: which of its tokens are meant by `at` and `later`, as in `added`."""
 
-    def __init__(self, vlm: VLM, steering: Steering, prompts: list[int]):
-        self.vlm, self.steering, self.prompts = vlm, steering, prompts
+    def __init__(self, vlm: VLM, at: str | Tensor, later: bool):
+        self.vlm, self.at, self.later = vlm, at, later
+        self.prompts: list[int] = []
         self.seen = 0  # tokens of the latest prompt, where generate does not tell
-        self.examples = 0
-        self.rows = self.columns = torch.empty(0, dtype=torch.long)
+        self.examples = self.held = 0
+        self.chosen = torch.zeros(0, 0, dtype=torch.bool)  # of this call's tokens, [example, token]
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While open, every run of the model is followed."""
+        with _knowing_prompts(self.vlm.model) as self.prompts:
+            handle = self.vlm.family.decoder(self.vlm.model).register_forward_pre_hook(self.start, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.examples, new, held = self.vlm.family.decoder_call(args, kwargs)
-        if held == (self.vlm.batch.held if self.vlm.batch is not None else 0):
-            self.seen = held + new
-        chosen = self._tokens(held, held + new)
-        self.rows, self.columns = chosen[:, held:].nonzero(as_tuple=True)
-
-    def edit(self, hidden: Float[Tensor, "example token width"]) -> Float[Tensor, "example token width"]:
-        if not len(self.rows):
-            return hidden
-        where = self.rows.to(hidden.device), self.columns.to(hidden.device)
-        changed = hidden.clone()
-        changed[where] = apply(self.steering, self.vlm, hidden[where], self.examples, self.rows)
-        return changed
+        self.examples, new, self.held = self.vlm.family.decoder_call(args, kwargs)
+        if self.held == (self.vlm.batch.held if self.vlm.batch is not None else 0):
+            self.seen = self.held + new
+        self.chosen = self._tokens(self.held, self.held + new)[:, self.held :]
 
     def _tokens(self, held: int, tokens: int) -> Bool[Tensor, "example token"]:
         """Which tokens are steered, of those in the cache and of this call."""
-        last, at = self._last(held, tokens)[:, None], self.steering.at
+        last, at = self._last(held, tokens)[:, None], self.at
         places = torch.arange(tokens)
-        chosen = places > last if self.steering.later else torch.zeros(self.examples, tokens, dtype=torch.bool)
+        chosen = places > last if self.later else torch.zeros(self.examples, tokens, dtype=torch.bool)
         if isinstance(at, str) and at in ("last", ALL):
             return chosen | (places <= last if at == ALL else places == last)
         if self.vlm.batch is not None and not self.vlm.batch.spans:
@@ -155,8 +156,28 @@ class _Run:
         if not batch.spans:
             return torch.full((self.examples,), tokens)
         if len(batch) != self.examples:
-            raise ValueError(f"steering: {self.examples} rows are run where the batch has {len(batch)}")
+            raise ValueError(f"interventions: {self.examples} rows are run where the batch has {len(batch)}")
         return torch.tensor([(int(one.answer[0]) if len(one.answer) else one.length) - 1 for one in batch.spans])
+
+
+class _Run(Places):
+    """Steers the tokens that are meant."""
+
+    def __init__(self, vlm: VLM, steering: Steering):
+        super().__init__(vlm, steering.at, steering.later)
+        self.steering = steering
+
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        super().start(module, args, kwargs)
+        self.rows, self.columns = self.chosen.nonzero(as_tuple=True)
+
+    def edit(self, hidden: Float[Tensor, "example token width"]) -> Float[Tensor, "example token width"]:
+        if not len(self.rows):
+            return hidden
+        where = self.rows.to(hidden.device), self.columns.to(hidden.device)
+        changed = hidden.clone()
+        changed[where] = apply(self.steering, self.vlm, hidden[where], self.examples, self.rows)
+        return changed
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from spatialprobes.families.attention import Observer, observed_attention
 from spatialprobes.families.frames import Frame
+from spatialprobes.families.heads import HeadEdit, Heads, edited_heads, heads_of
 from spatialprobes.families.positions import edited_positions
 from spatialprobes.families.residual import HiddenEdit, edited_entering, edited_leaving, is_edited
 from spatialprobes.families.rotary import Rotary, axes_of, rotary_of
@@ -239,6 +240,31 @@ class Family:
             if not edits:
                 del owner.__dict__["get_image_features"], owner.__dict__["_image_feature_edits"]
 
+    @contextmanager
+    def keep_image_features(self, model: nn.Module) -> Iterator[None]:
+        """While open, pictures that are run again at once give the features of the run before, instead of passing the tower.
+
+        For runs that differ behind the tower alone: edits of features that are open are kept with them. Open no others within.
+        """
+        owner = self._owner(model)
+        before, original = owner.__dict__.get("get_image_features"), owner.get_image_features
+        kept: list[tuple[tuple, dict[str, Any], Any]] = []
+
+        @functools.wraps(original)  # generate reads the signature
+        def keeping(*args: Any, **kwargs: Any) -> Any:
+            if not kept or not _same_inputs((args, kwargs), kept[0][:2]):
+                kept[:] = [(args, kwargs, original(*args, **kwargs))]
+            outputs = kept[0][2]
+            return type(outputs)(**outputs)  # who is given it may write into it
+
+        owner.__dict__["get_image_features"] = keeping
+        try:
+            yield
+        finally:
+            del owner.__dict__["get_image_features"]
+            if before is not None:
+                owner.__dict__["get_image_features"] = before
+
     def edit_positions(self, model: nn.Module, edit: Edit) -> AbstractContextManager[None]:
         """While open, `edit` maps the position ids of the vision tokens: per row of the batch [axis, token], in order of place.
 
@@ -260,9 +286,42 @@ class Family:
             return edited_entering(blocks[0], edit)
         return edited_leaving(blocks[layer - 1], edit, self.hidden, self.replace_hidden)
 
+    def heads(self, model: nn.Module, layer: int) -> Heads:
+        """The heads of the language model's block `layer`, counted from 0, where they enter the output projection.
+
+        Raises ValueError for a block that is not there, and for one whose attention is linear.
+        """
+        blocks = self.part(model, "layers")
+        if not 0 <= layer < len(blocks):
+            raise ValueError(f"layer {layer} has no heads: the model has layers 0 to {len(blocks) - 1}")
+        if (attention := self.attention(blocks[layer])) is None:
+            there = ", ".join(str(i) for i, block in enumerate(blocks) if self.attention(block) is not None)
+            raise ValueError(f"layer {layer} has no heads to take out, its attention is linear; layers with heads: {there}")
+        return heads_of(attention)
+
+    def edit_heads(self, model: nn.Module, layer: int, edit: HeadEdit) -> AbstractContextManager[None]:
+        """While open, `edit` maps what the heads of a block give, [example, token, head, size], before it is projected.
+
+        Where the family gates it (Qwen3.5), after the gate. Edits compose as those of `edit_hidden`. Raises as `heads`.
+        """
+        return edited_heads(self.heads(model, layer), edit)
+
     def edits_hidden(self, model: nn.Module) -> bool:
-        """Whether an edit of hidden states is open."""
-        return any(is_edited(block) for block in self.part(model, "layers"))
+        """Whether an edit of hidden states or heads is open."""
+        return any(is_edited(module) for block in self.part(model, "layers") for module in block.modules())
 
     def _owner(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.image_owner)
+
+
+def _same_inputs(one: Any, other: Any) -> bool:
+    """Whether two calls were given the same, tensors number by number."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same_inputs(one[name], other[name]) for name in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_same_inputs, one, other))
+    return one == other
