@@ -1,0 +1,160 @@
+"""Tables of `map_scores` summed up: above chance, above shuffled pictures, and whether a word's map prefers its own object.
+
+Intervals resample, and tests flip the signs of, whole clusters (pictures). Knows tables alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from spatialprobes.probes.map_baseline import real_id
+from spatialprobes.probes.paired_columns import Columns, columns
+from spatialprobes.stats import benjamini_hochberg
+
+PLACES = ("layer", "head")
+BOUNDED = ("entropy", "entropy_share")
+ROLES = ("subject", "reference")
+
+
+def summary(
+    scores: pd.DataFrame,
+    shuffled: pd.DataFrame | None = None,
+    *,
+    by: Sequence[str] = ("role", "target", "metric"),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Means with 95% intervals over clusters, one row per group of `by`.
+
+    Columns: *by, estimate, low, high; chance, above, above_low, above_high: paired, each value less its own chance; shuffled,
+    difference, difference_low, difference_high: paired, each value less that of the same map of the shuffled picture (a table of
+    `score` of `map_baseline.shuffled` examples), over the maps that have both, NaN without; p: two-sided, the signs of clusters
+    flipped, of difference where there are shuffled pictures, else of above; q: p's by Benjamini and Hochberg over all rows of
+    this summary, NaN for the entropies' above, whose chance is a bound that no map passes; n: maps; clusters; left_out: maps
+    without a value.
+    The test asks whether a mean differs from 0: exact for differences that are symmetric without an effect, as those of real and
+    shuffled are, and asymptotic for above. Raises ValueError where maps of several metrics, layers or heads would be averaged,
+    or a map stands twice.
+    """
+    by = list(by)
+    _check(scores, by)
+    kept = scores[scores["value"].notna()]
+    if kept.empty:
+        raise ValueError("no map has a value: " + ", ".join(map(repr, scores["left_out"].unique()[:3])))
+    out = _means(kept, kept["value"], by, seed, "estimate", "low", "high")
+    out["chance"] = kept.groupby(by, sort=False, observed=True)["chance"].mean()
+    above = _means(kept, kept["value"] - kept["chance"], by, seed, "above", "above_low", "above_high")
+    out = out.join(above[["above", "above_low", "above_high"]])
+    if shuffled is None:
+        bounded = out.index.get_level_values("metric").isin(BOUNDED) if len(by) > 1 else out.index.isin(BOUNDED)
+        above.loc[bounded, "p"] = np.nan
+        out = out.assign(shuffled=np.nan, difference=np.nan, difference_low=np.nan, difference_high=np.nan, p=above["p"])
+    else:
+        both = _paired(kept, shuffled)
+        out["shuffled"] = both.groupby(by, sort=False, observed=True)["shuffled"].mean()
+        names = ("difference", "difference_low", "difference_high")
+        difference = _means(both, both["value"] - both["shuffled"], by, seed, *names)
+        out = out.drop(columns="p").join(difference[[*names, "p"]])
+    out["q"] = _q(out["p"].to_numpy())
+    lacking = scores["value"].isna().groupby([scores[name] for name in by], sort=False, observed=True).sum()
+    out["left_out"] = lacking.reindex(out.index).astype(int)
+    order = [
+        *("estimate", "low", "high", "chance", "above", "above_low", "above_high"),
+        *("shuffled", "difference", "difference_low", "difference_high", "p", "q", "n", "clusters", "left_out"),
+    ]
+    return out[order].reset_index()
+
+
+def binding(scores: pd.DataFrame, *, by: Sequence[str] | None = None, seed: int = 0) -> pd.DataFrame:
+    """Does a word's map prefer the word's own object?
+
+    Columns: *by, metric, own, other, difference, low, high, p, q, n, clusters, left_out. own: mean value of the
+    subject's word on the subject's box and the reference's word on the reference's; other: of each on the other's box; difference: own - other, paired within an example over both of its words. A map that is the same for both words,
+    wherever it looks, has a difference of 0 exactly: neither salience nor size of an object can make one. Measures of which less
+    is better have negative differences. by: None for layer and head where they are columns. n: examples with both words and both
+    boxes; left_out: those without. p, q as in `summary`, q over all rows. Raises ValueError where layers or heads would be
+    averaged, and where no example has all four values.
+    """
+    by = [name for name in PLACES if name in scores.columns] if by is None else list(by)
+    if "role" in by or "target" in by:
+        raise ValueError("a binding is a contrast over both roles and both targets; by can hold neither")
+    by = [*by, *(["metric"] if "metric" not in by else [])]
+    _check(scores, by)
+    part = scores[scores["role"].isin(ROLES) & scores["target"].isin(ROLES)]
+    keys = list(dict.fromkeys(["example", "cluster", *by]))
+    own = part["role"].astype(str) == part["target"].astype(str)
+    sides = {}
+    for name, side in (("own", part[own]), ("other", part[~own])):
+        grouped = side.groupby(keys, sort=False, observed=True)["value"]
+        sides[name] = grouped.mean().where(grouped.count() == len(ROLES))
+    wide = pd.DataFrame(sides).reset_index()
+    whole = wide[wide["own"].notna() & wide["other"].notna()]
+    if whole.empty:
+        raise ValueError("no example has maps of both words against both boxes")
+    out = _means(whole, whole["own"] - whole["other"], by, seed, "difference", "low", "high")
+    grouped = whole.groupby(by, sort=False, observed=True)
+    out["own"], out["other"] = grouped["own"].mean(), grouped["other"].mean()
+    out["q"] = _q(out["p"].to_numpy())
+    out["left_out"] = (wide.groupby(by, sort=False, observed=True).size().reindex(out.index) - out["n"]).astype(int)
+    return out[["own", "other", "difference", "low", "high", "p", "q", "n", "clusters", "left_out"]].reset_index()
+
+
+def _means(frame: pd.DataFrame, values: pd.Series, by: list[str], seed: int, *names: str) -> pd.DataFrame:
+    """Mean, low and high of each group, called as in `names`; p, n, clusters. Indexed by group, in the order of the rows."""
+    grouped = frame.groupby(by, sort=False, observed=True)
+    codes = grouped.ngroup().to_numpy()
+    clusters, labels = pd.factorize(frame["cluster"].astype(str), sort=True)
+    order = np.lexsort((clusters, codes))
+    starts = np.searchsorted(codes[order], np.arange(grouped.ngroups + 1))
+    alike: dict[bytes, list[int]] = {}  # groups whose rows are of the same clusters share their draws
+    for group in range(grouped.ngroups):
+        alike.setdefault(clusters[order[starts[group] : starts[group + 1]]].tobytes(), []).append(group)
+    column = values.to_numpy(float)
+    found = np.full((grouped.ngroups, 6), np.nan)
+    for groups in alike.values():
+        rows = np.stack([order[starts[group] : starts[group + 1]] for group in groups], axis=1)
+        means: Columns = columns(column[rows], labels[clusters[rows[:, 0]]], seed=seed)
+        counts = [np.full(len(groups), float(count)) for count in (means.n, means.clusters)]
+        found[groups] = np.stack([means.mean, means.low, means.high, means.p, *counts], axis=1)
+    out = pd.DataFrame(found, index=grouped.size().index, columns=[*names, "p", "n", "clusters"])
+    return out.astype({"n": int, "clusters": int})
+
+
+def _paired(real: pd.DataFrame, shuffled: pd.DataFrame) -> pd.DataFrame:
+    """Rows of real with the value of the shuffled picture's map, those that have one."""
+    keys = [name for name in ("example", "word", "role", "target", "metric", *PLACES) if name in real.columns]
+    if missing := [name for name in keys if name not in shuffled.columns]:
+        raise ValueError(f"the table of shuffled pictures has no column {missing[0]!r}, that of real ones has")
+    other = shuffled.loc[shuffled["value"].notna(), [*keys, "value"]].rename(columns={"value": "shuffled"})
+    other["example"] = other["example"].astype(str).map(real_id)
+    if other.duplicated(keys).any():
+        raise ValueError("a map of a shuffled picture stands twice")
+    for name in keys:  # categories of two tables differ
+        if name not in PLACES:
+            other[name] = pd.Categorical(other[name].astype(str), categories=real[name].astype("category").cat.categories)
+    both = real.merge(other, on=keys, how="inner")
+    if both.empty:
+        raise ValueError("no map of a shuffled picture has the example, word, role and target of a real one")
+    return both
+
+
+def _check(scores: pd.DataFrame, by: Sequence[str]) -> None:
+    needed = ("example", "cluster", "word", "role", "target", "metric", "value", "chance", "left_out")
+    if missing := [name for name in (*needed, *by) if name not in scores.columns]:
+        raise ValueError(f"the column {missing[0]!r} is missing; there: {', '.join(map(str, scores.columns))}")
+    for name in ("metric", *PLACES):
+        if name in scores.columns and name not in by and scores[name].nunique() > 1:
+            raise ValueError(f"scores of {scores[name].nunique()} {name}s would be averaged: put {name!r} among by, or give one")
+    keys = [name for name in ("example", "word", "role", "target", "metric", *PLACES) if name in scores.columns]
+    if scores.duplicated(keys).any():
+        raise ValueError(f"a map of {scores.loc[scores.duplicated(keys), 'example'].iloc[0]!r} stands twice")
+
+
+def _q(p: np.ndarray) -> np.ndarray:
+    """Benjamini and Hochberg's, over the groups that have a p-value."""
+    q = np.full(len(p), np.nan)
+    if (there := np.isfinite(p)).any():
+        q[there] = benjamini_hochberg(p[there])
+    return q
