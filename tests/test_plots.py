@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from head_tables import HEAD_FRAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,7 +194,7 @@ FRAMES = {
     "rope.sweep": phase_by_delta,
     "scenes.gallery": shown_scenes,
     "training.curves": learning,
-} | SWAP_FRAMES
+} | SWAP_FRAMES | HEAD_FRAMES
 
 
 def texts(figure):

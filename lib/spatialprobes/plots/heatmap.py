@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -36,37 +37,62 @@ def overlay(
     greatest ends its scale (default: the largest weight). Cells without a row stay clear. Raises ValueError for a missing column,
     a cell that stands twice, a negative weight, a scale that is not above 0 or differs within a panel.
     """
-    need(frame, ("example", "word", "row", "col", "weight", "png"), "heatmap.overlay")
+    check_cells(frame, "heatmap.overlay")
+    figure, _ = lay_out(frame, _own_box, label=label, unit=unit, greatest=greatest, width=width)
+    return figure
+
+
+def check_cells(frame: pd.DataFrame, plot: str) -> None:
+    """Raise ValueError for a table of maps that `overlay` describes as refused, in the name of the figure `plot`."""
+    need(frame, ("example", "word", "row", "col", "weight", "png"), plot)
     if (twice := frame.duplicated(["example", "word", "row", "col"])).any():
         row = frame[twice].iloc[0]
-        raise ValueError(
-            f"heatmap.overlay: cell ({row['row']}, {row['col']}) of {row['example']!r}, {row['word']!r} stands twice"
-        )
+        raise ValueError(f"{plot}: cell ({row['row']}, {row['col']}) of {row['example']!r}, {row['word']!r} stands twice")
     if not (frame["weight"] >= 0).all():
-        raise ValueError("heatmap.overlay: a weight is negative or NaN")
+        raise ValueError(f"{plot}: a weight is negative or NaN")
     for axis in ("row", "col"):
         if not ((frame[axis] >= 0) & (frame[axis] % 1 == 0)).all():
-            raise ValueError(f"heatmap.overlay: {axis} holds what is no place in a grid (0, 1, 2, ...)")
+            raise ValueError(f"{plot}: {axis} holds what is no place in a grid (0, 1, 2, ...)")
     if present := [name for name in FRAME if name in frame.columns]:
-        need(frame, FRAME, "heatmap.overlay")
+        need(frame, FRAME, plot)
         if (frame.groupby(["example", "word"])[present].nunique(dropna=False) != 1).any(axis=None):
-            raise ValueError("heatmap.overlay: scale or shift differs within a panel")
+            raise ValueError(f"{plot}: scale or shift differs within a panel")
         if not (np.isfinite(frame[present]).all(axis=None) and (frame[["scale_x", "scale_y"]] > 0).all(axis=None)):
-            raise ValueError("heatmap.overlay: a scale is not above 0, or a shift is no number")
+            raise ValueError(f"{plot}: a scale is not above 0, or a shift is no number")
+
+
+def lay_out(
+    frame: pd.DataFrame,
+    draw_boxes: Callable[[Axes, pd.DataFrame], None],
+    *,
+    label: str,
+    unit: str,
+    greatest: float | None,
+    width: str,
+    room: float = 0.3,
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """One line of panels an example, its picture first and then its maps, on one colour scale; cells as of `overlay`, checked.
+
+    draw_boxes(axes, cells) draws over each map. room: inches for the words around a panel. Returns the figure and, for each
+    example, the axes of its picture with the example's rows.
+    """
     top = float(frame["weight"].max()) if greatest is None else float(greatest)
     scale = Normalize(0, top if top > 0 else 1)
     examples = [(name, rows, list(rows.groupby("word", sort=False))) for name, rows in frame.groupby("example", sort=False)]
     across = 1 + max(len(words) for _, _, words in examples)
     first = picture(frame["png"].iloc[0])
     cell = 6.0 / max(across, 4)
-    figure = new_figure(width, 0.35 + len(examples) * (cell * first.shape[0] / first.shape[1] + 0.3))
+    figure = new_figure(width, 0.35 + len(examples) * (cell * first.shape[0] / first.shape[1] + room))
     axes = figure.subplots(len(examples), across, squeeze=False)
+    pictures = []
     for line, (name, rows, words) in zip(axes, examples, strict=True):
         image = picture(rows["png"].iloc[0])
         line[0].imshow(image, extent=(0, 1, 1, 0), aspect=image.shape[0] / image.shape[1])
         line[0].set_title(str(name), parse_math=False)
+        pictures.append((line[0], rows))
         for ax, (word, cells) in zip(line[1:], words, strict=False):
             shown = _panel(ax, image, cells, scale)
+            draw_boxes(ax, cells)
             ax.set_title(str(word), parse_math=False)
         for ax in line:
             ax.set(xticks=[], yticks=[])
@@ -75,7 +101,25 @@ def overlay(
             ax.set_axis_off()
     bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"{label} ({unit})" if unit else label, parse_math=False)
-    return figure
+    return figure, pictures
+
+
+def draw_box(ax: Axes, cells: pd.DataFrame, names: Sequence[str], tint: str = "white", under: str = "black", **look: Any) -> None:
+    """The box whose left, upper, right and lower edge stand in the first of the rows under `names`; NaN draws none.
+
+    Drawn twice, wide in `under` and thin in `tint`, so that it is seen on light and dark cells; look: of the thin one.
+    """
+    x_min, y_min, x_max, y_max = cells[list(names)].iloc[0].astype(float)
+    if np.isnan([x_min, y_min, x_max, y_max]).any():
+        return
+    for colour, thickness, more in ((under, 2.4, {}), (tint, 1.2, look)):
+        box = Rectangle((x_min, y_min), x_max - x_min, y_max - y_min, fill=False, edgecolor=colour, linewidth=thickness, **more)
+        ax.add_patch(box)
+
+
+def _own_box(ax: Axes, cells: pd.DataFrame) -> None:
+    if all(name in cells.columns for name in BOX):
+        draw_box(ax, cells, BOX)
 
 
 def _ramp() -> ListedColormap:
@@ -86,7 +130,7 @@ def _ramp() -> ListedColormap:
 
 
 def _panel(ax: Axes, image: np.ndarray, cells: pd.DataFrame, scale: Normalize):
-    """Grey picture, weights over it, box around the thing meant; returns what a colour bar is made from."""
+    """Grey picture, weights over it; returns what a colour bar is made from."""
     rows, cols = cells["row"].to_numpy(dtype=int), cells["col"].to_numpy(dtype=int)
     grid = np.full((rows.max() + 1, cols.max() + 1), np.nan)
     grid[rows, cols] = cells["weight"]
@@ -100,12 +144,6 @@ def _panel(ax: Axes, image: np.ndarray, cells: pd.DataFrame, scale: Normalize):
     beside = cells["weight"].to_numpy()[(x < 0) | (x > 1) | (y < 0) | (y > 1)].sum() / max(cells["weight"].sum(), 1e-300)
     if beside > 0:
         ax.set_xlabel(f"{100 * beside:.0f}% on padding", fontsize=7)
-    if all(name in cells.columns for name in BOX):
-        x_min, y_min, x_max, y_max = cells[list(BOX)].iloc[0].astype(float)
-        if not np.isnan([x_min, y_min, x_max, y_max]).any():
-            for tint, thickness in (("black", 2.4), ("white", 1.2)):  # seen on light and dark cells
-                frame = Rectangle((x_min, y_min), x_max - x_min, y_max - y_min, fill=False, edgecolor=tint, linewidth=thickness)
-                ax.add_patch(frame)
     return shown
 
 
