@@ -83,10 +83,11 @@ def grids(
     by: str,
     value: str,
     scale: Normalize,
-    names: list[str],
-    titles: dict[str, str],
+    names: list[Any],
+    titles: dict[Any, str],
     width: str,
     across: int = 2,
+    tallest: float = TALLEST,
 ) -> tuple[Figure, list[Axes], Any]:
     """A panel for each of `names` (values of the column `by`): layers down, heads across, one colour scale.
 
@@ -96,7 +97,7 @@ def grids(
     once(frame, plot, (by, "layer", "head"))
     across = 1 if width == "one" else min(across, len(names))
     layers = int(frame.groupby(by)["layer"].nunique().max())
-    tall = min(max(0.17 * layers, 1.1), TALLEST)
+    tall = min(max(0.17 * layers, 1.1), tallest)
     figure = new_figure(width, 0.35 + -(-len(names) // across) * (tall + 0.75))
     axes = panels(figure, len(names), across)
     for ax, name in zip(axes, names, strict=True):
@@ -126,11 +127,12 @@ def _dots(ax: Axes, values: np.ndarray, marked: np.ndarray, scale: Normalize, ce
         ax.plot(cols, rows, "o", color=tint, markersize=float(np.clip(0.3 * 72 * cell, 0.8, 3.5)), markeredgewidth=0)
 
 
-def colour_bar(figure: Figure, axes: list[Axes], shown: Any, label: str, **options: Any) -> None:
-    """Beside all panels; its label in as many lines as it needs."""
-    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=30, **options)
+def colour_bar(figure: Figure, axes: list[Axes], shown: Any, label: str) -> Axes:
+    """Beside all panels, its label in as many lines as it needs; returns its axes."""
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=30)
     room = int(0.72 * 72 * figure.get_figheight() / 4.3)  # letters
     bar.set_label("\n".join(fill(line, room) for line in label.split("\n")), parse_math=False)
+    return bar.ax
 
 
 def reach(values: pd.Series) -> float:

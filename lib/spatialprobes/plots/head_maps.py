@@ -43,7 +43,7 @@ def overlays(
         ranks = looks.known(frame, plot, "rank", RANKS)
         frame = frame.assign(_order=frame["rank"].map(ranks.index)).sort_values("_order", kind="stable")
     look = {"label": label, "unit": unit, "greatest": greatest, "width": width}
-    figure, pictures = heatmap.lay_out(frame, _boxes, **look, room=0.42 if "rank" in frame.columns else 0.3)
+    figure, pictures = heatmap.lay_out(frame, _boxes, **look, room=0.5 if "rank" in frame.columns else 0.3)
     for ax, rows in pictures:
         _boxes(ax, rows)
         if "rank" in rows.columns:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from spatialprobes.plots import CYCLE, GREY, need, new_figure, panels
@@ -105,12 +105,13 @@ def counts(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     if len(levels := frame["chance"].unique()) > 1:
         raise ValueError(f"{plot}: {len(levels)} levels of chance in one table; draw models and numbers of pairs one by one")
     chance, most = float(levels[0]), float(frame["count"].max())
-    scale = TwoSlopeNorm(chance, min(0.0, chance - 1e-9), max(most, chance + 1e-9))
+    far = max(most - chance, chance) or 1.0
+    scale = Normalize(chance - far, chance + far)
     corners = in_order(frame["corner"], tuple(CORNERS))
     titles = {corner: corner_name(corner) for corner in corners}
     figure, axes, shown = grids(frame, plot, "corner", "count", scale, corners, titles, width)
     label = f"pairs in which the head is among its layer's top 3\n(white: chance, {chance:.1f})"
-    colour_bar(figure, axes, shown, label, spacing="proportional")
+    colour_bar(figure, axes, shown, label).set_ylim(0, max(most, chance))
     return figure
 
 

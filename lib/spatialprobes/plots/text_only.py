@@ -14,12 +14,13 @@ from matplotlib.colors import Normalize
 
 from spatialprobes.plots import CYCLE, GREY, need, new_figure, panels
 from spatialprobes.plots import swap_looks as looks
-from spatialprobes.plots.head_looks import colour_bar, grids, in_order, reach
+from spatialprobes.plots.head_looks import TALLEST, colour_bar, grids, in_order, reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = {"positional": (CYCLE[4], "s"), "content": (CYCLE[0], "o")}
+WORDS = {"positional": "positional, (a1 + a2) / 2", "content": "content, (a1 − a2) / 2"}
 RELATIONS = ("left", "right", "above", "below", "under")
 RELATION_LOOKS = {
     "left": (CYCLE[0], "<"),
@@ -31,36 +32,30 @@ RELATION_LOOKS = {
 ALL = "all relations"
 
 
-def split(frame: pd.DataFrame, *, relation: str | None = None, width: str = "two") -> Figure:
-    """Positional and content part of each head's asymmetry: layers down, heads across, a panel each, on one scale around 0.
+def split(frame: pd.DataFrame, *, width: str = "two") -> Figure:
+    """Positional and content part of each head's asymmetry: layers down, heads across, a line of panels a relation, one scale.
 
-    Columns: layer, head, positional, content (attention to the first entity minus that to the second), n (pairs). Optional: q (of
-    the content part: a dot below .05), relation (`relation` is drawn; None: the only one, or the mean over relations, without q).
-    Raises ValueError for a missing column, a relation that is not there, or a head that stands twice.
+    Columns: layer, head, positional, content (attention to the first entity minus that to the second), n (pairs). Optional:
+    relation (a line each), positional_q, q (of the content part; a dot below .05). Raises ValueError for a missing column, or a
+    head that stands twice.
     """
     plot = "text_only.split"
-    need(frame, ("layer", "head", "positional", "content", "n"), plot)
-    rows = frame
-    if relation is not None:
-        need(frame, ("relation",), plot)
-        rows = looks.pick(frame, plot, relation=relation)
-    if "relation" in rows.columns:
-        looks.once(rows, plot, ("relation", "layer", "head"))
-        if rows["relation"].nunique() > 1:
-            pooled = rows.groupby(["layer", "head"], sort=False)
-            rows = pooled.agg(positional=("positional", "mean"), content=("content", "mean"), n=("n", "sum")).reset_index()
-        else:
-            relation = str(rows["relation"].iloc[0])
-    looks.once(rows, plot, ("layer", "head"))
-    long = pd.concat([rows.assign(part=part, value=rows[part]) for part in PARTS], ignore_index=True)
-    if "q" in long.columns:
-        long["q"] = long["q"].where(long["part"] == "content")
+    need(frame, ("layer", "head", *PARTS, "n"), plot)
+    rows = frame if "relation" in frame.columns else frame.assign(relation=ALL)
+    looks.once(rows, plot, ("relation", "layer", "head"))
+    relations = in_order(rows["relation"], RELATIONS)
+    long = pd.concat([_panel(rows, part, q) for part, q in zip(PARTS, ("positional_q", "q"), strict=True)], ignore_index=True)
     most = reach(long["value"])
-    scale = Normalize(-most, most)
-    titles = dict(zip(PARTS, ("positional, (a1 + a2) / 2", "content, (a1 − a2) / 2"), strict=True))
-    figure, axes, shown = grids(long, plot, "part", "value", scale, list(PARTS), titles, width)
-    colour_bar(figure, axes, shown, f"attention, first − second entity (share)\n{relation or ALL}")
+    titles = {f"{relation} {part}": f"{relation}: {words}" for relation in relations for part, words in WORDS.items()}
+    look = {"width": width, "tallest": TALLEST if len(relations) < 3 else 1.9}
+    figure, axes, shown = grids(long, plot, "panel", "value", Normalize(-most, most), list(titles), titles, **look)
+    colour_bar(figure, axes, shown, "attention, first − second entity (share)")
     return figure
+
+
+def _panel(rows: pd.DataFrame, part: str, q: str) -> pd.DataFrame:
+    own = rows[["relation", "layer", "head", "n"]].assign(panel=rows["relation"].astype(str) + f" {part}", value=rows[part])
+    return own.assign(q=rows[q] if q in rows.columns else np.nan)
 
 
 def split_by_layer(frame: pd.DataFrame, *, width: str = "two") -> Figure:
@@ -89,8 +84,7 @@ def split_by_layer(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_title(f"{relation}  (n = {looks.counts(own['n'])})", parse_math=False)
     for ax in axes[::across]:
         ax.set_ylabel("attention, first −\nsecond entity (share)")
-    words = {"positional": "positional, (a1 + a2) / 2", "content": "content, (a1 − a2) / 2"}
-    handles = [looks.handle(f"{words[part]}, 95% interval", *look) for part, look in PARTS.items()]
+    handles = [looks.handle(f"{WORDS[part]}, 95% interval", *look) for part, look in PARTS.items()]
     tested = [looks.handle("content: " + one.get_label(), "black", "o", "none", markerfacecolor=one.get_markerfacecolor())
               for one in looks.significance_handles(rows)]  # fmt: skip
     looks.legend(figure, [*handles, *tested], most=2)
@@ -129,8 +123,8 @@ def asymmetry(frame: pd.DataFrame, *, width: str = "one") -> Figure:
         ax.plot([x], [y], "P", color="white", markersize=10, markeredgecolor="black", markeredgewidth=1.0)
         handles.append(looks.handle("mean", "white", "P", "none", markeredgecolor="black"))
     handles += [
-        looks.handle("by position alone: a2 = a1", CYCLE[4], dashes=(0, (5, 2)), linewidth=1.0),
-        looks.handle("by content alone: a2 = −a1", CYCLE[0], dashes=(0, (1, 1.2)), linewidth=1.0),
+        looks.handle("a2 = a1: position", CYCLE[4], dashes=(0, (5, 2)), linewidth=1.0),
+        looks.handle("a2 = −a1: content", CYCLE[0], dashes=(0, (1, 1.2)), linewidth=1.0),
     ]
     ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal")
     ax.locator_params(nbins=5)
