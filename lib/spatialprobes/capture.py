@@ -43,7 +43,7 @@ def capture(
     at: At = "last",
     attention_rows: Layers = None,
     tower_rows: Layers = None,
-    tower_at: Literal["all"] | Sequence[int] = "all",
+    tower_at: Literal["all"] | Sequence[int] | Sequence[Sequence[int]] = "all",
     connector: Literal["pre_norm", "post_norm"] | None = None,
     queries_keys: Layers = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
@@ -55,7 +55,7 @@ def capture(
     that have attention). at: the tokens of both: "last"; "word:<w>", every sub-token of a word of the question; "vision", "user"
     or another part of the prompt; or token indices [row] or [example, row] in the padded batch (negative from its end).
     tower_rows: blocks of the vision tower; tower_at: its rows, by index among the tokens of a picture (a class token is 0, then
-    the patches in raster order). `tower_rows.merge_rows` brings them to the grid of the vision tokens.
+    the patches in raster order), or one list of them a picture. `tower_rows.merge_rows` brings them to the vision tokens' grid.
     connector: its input and output; the input as the tower leaves it ("pre_norm"), or after the norm that stands before the
     connector's weights ("post_norm").
     queries_keys: blocks of the language model, or "all" (those that have attention): queries of the tokens `at`, keys of all

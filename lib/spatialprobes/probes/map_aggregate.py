@@ -35,8 +35,8 @@ def aggregate(
     sink: "drop" sets cells to zero that take more than 10 times the uniform share (1 / cells), averaged over all panels of their
     grid, every word and example alike: a sink takes its share whatever is asked and shown, an object does not. Panels are divided
     by their sums before that mean, so that each counts alike, and again after. Fewer than a tenth of the cells can be such, so
-    never all (a grid of 10 cells or fewer has none); `Panels.sinks` lists them. It needs 10 pictures of a grid: fewer can't tell a
-    sink from an object.
+    never all (a grid of 10 cells or fewer has none); `Panels.sinks` lists them. It needs 10 pictures of a grid: fewer can't tell
+    a sink from an object.
     A map that is zero on every cell that is left is left out, with its reason.
     Raises ValueError for an unknown choice, a layer or head that the maps lack, and where nothing is left.
     """

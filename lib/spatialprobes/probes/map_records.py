@@ -135,6 +135,8 @@ def panels(
 
 def check_any(found: Sequence, left_out: pd.DataFrame) -> None:
     """Raises ValueError, with the first reason, where everything was left out."""
+    if not len(found) and not len(left_out):
+        raise ValueError("no examples were given")
     if not len(found):
         first = left_out.iloc[0]
         word = f" ({first['word']!r})" if first["word"] else ""
