@@ -154,7 +154,7 @@ def train_perspective(recipe: Recipe, out: Path, work: Path, perspective: float)
 def train_qwen(recipe: Recipe, out: Path, work: Path, name: str = QWEN, scales: tuple[int, ...] = ()) -> None:
     """lab-qwen2.5-vl or lab-qwen2-vl: its own tower first, then stages 1 and 2 as lab-llava's; copies on the way as train_llava
     keeps them."""
-    own = qwen_recipe(recipe)
+    own = qwen_recipe(recipe, name)
     watch = Stopwatch(work / name / "minutes.json")
     model = {QWEN: lab_qwen.model_2_5, QWEN2: lab_qwen.model_2}[name](0)
     lab_qwen.adopt(model, LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32))
