@@ -54,6 +54,7 @@ class Family:
     connector = "model.multi_modal_projector"
     layers = "model.language_model.layers"
     final_norm = "model.language_model.norm"
+    head_projection = "o_proj"  # of the language model's attention
     parts: ClassVar = {"text": "text_config", "vision": "vision_config"}  # where the attention implementation of each part is set
     image_owner = "model"  # the module whose get_image_features feeds forward and generate
     quantise_skip = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -297,7 +298,7 @@ class Family:
         if (attention := self.attention(blocks[layer])) is None:
             there = ", ".join(str(i) for i, block in enumerate(blocks) if self.attention(block) is not None)
             raise ValueError(f"layer {layer} has no heads to take out, its attention is linear; layers with heads: {there}")
-        return heads_of(attention)
+        return heads_of(attention, self.head_projection)
 
     def edit_heads(self, model: nn.Module, layer: int, edit: HeadEdit) -> AbstractContextManager[None]:
         """While open, `edit` maps what the heads of a block give, [example, token, head, size], before it is projected.

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from spatialprobes.families.attention import Observer
 from spatialprobes.families.base import Family, Pictures
 from spatialprobes.families.frames import Frame
+from spatialprobes.families.heads import Heads
 from spatialprobes.families.rotary import Rotary
 from spatialprobes.families.towers import TowerRun, batch_of_pictures, by_cells
 
@@ -179,6 +180,10 @@ class Discovered(Family):
             return layer
         name = self.attention_names[part]
         return layer.get_submodule(name) if name in dict(layer.named_modules()) else None
+
+    def heads(self, model: nn.Module, layer: int) -> Heads:
+        self.require("heads")
+        return super().heads(model, layer)
 
     def observe_attention(
         self, model: nn.Module, part: str, observers: dict[nn.Module, Observer]

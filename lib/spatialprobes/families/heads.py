@@ -29,7 +29,7 @@ class Heads:
     size: int
 
 
-def heads_of(attention: nn.Module, name: str = "o_proj") -> Heads:
+def heads_of(attention: nn.Module, name: str) -> Heads:
     """The heads that enter this projection of an attention module of transformers.
 
     Raises ValueError where there is no such projection, or its input is not so many heads of one size.

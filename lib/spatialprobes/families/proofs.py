@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spatialprobes.families.attention import observed_attention
 from spatialprobes.families.discovery import Discovered, NotDiscovered
+from spatialprobes.families.head_proof import prove_heads
 from spatialprobes.families.painting import QUESTION, hooks, probe_example, prove_grids
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _prove(vlm: Any) -> None:
     _features(vlm)
     _layers(vlm)
     _attention(vlm, "text", "layers")
+    prove_heads(vlm)
     _padding(vlm)
     _tower(vlm)
     if "tower_layers" not in vlm.family.refused:
