@@ -8,7 +8,7 @@ with shuffled cells (map_baseline.py) show what is left without a picture. Knows
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -24,15 +24,18 @@ from spatialprobes.probes.map_summary import binding, summary
 from spatialprobes.seeds import check_seed
 
 if TYPE_CHECKING:
-    from spatialprobes.probes.maps import Maps, Panels
+    from spatialprobes.probes.map_records import Maps, Panels
 
 __all__ = ["BETTER", "METRICS", "PUBLISHED", "Measure", "binding", "by_head", "score", "summary"]
 
 Definition = Literal["corrected", "as_published"]
 ON_MAP = "map"  # the target of measures that need none
-BLOCK = 4_000_000  # weights measured at once: some hundred MB
+BLOCK = 2_000_000  # weights measured at once: some hundred MB
 NOT_DEFINED = "not defined for a map without weight, or of one cell"
+BAD_WEIGHTS = "the map holds weights that are negative or not finite"
+ROLES = {"subject": "subject", "reference": "reference", "relation": "word"}  # and where an example names its word
 LABELS = ("example", "cluster", "word", "role", "category")
+FRAME = ("rows", "cols", "scale_x", "scale_y", "shift_x", "shift_y")
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,13 @@ def score(
     Wasserstein distances the gap along the relation's axis; "map" for measures that need no target.
     metrics: names of `METRICS`; None for `BETTER`, or `PUBLISHED` with definition "as_published", which also takes boxes, axis
     and the relation's target as the study does (map_targets.py). chance: the expectation under the null of map_chance.py, some
-    of it simulated from `seed`. left_out: why a value is NaN, "" where it is not.
+    of it simulated from `seed`. left_out: why a value is NaN, "" where it is not; words without a map are there too.
     Raises KeyError for a map of an example that is not given or an unknown metric, ValueError for an unknown definition.
     """
     _check_definition(definition)
     chosen = _chosen(metrics, PUBLISHED if definition == "as_published" else BETTER)
     weights = [np.asarray(panel)[None] for panel in panels.maps]
-    return _scored(panels.index, weights, examples, chosen, definition, check_seed(seed), None)
+    return _scored(panels, weights, examples, chosen, definition, check_seed(seed), None)
 
 
 def by_head(
@@ -125,28 +128,28 @@ def by_head(
     heads = maps.weights[0].shape[1] if maps.weights else 0
     places = pd.DataFrame({"layer": np.repeat(maps.layers, heads), "head": np.tile(np.arange(heads), len(maps.layers))})
     weights = [np.asarray(one).reshape(-1, one.shape[-1]) for one in maps.weights]
-    return _scored(maps.index, weights, examples, _chosen(metrics, {}), definition, check_seed(seed), places)
+    return _scored(maps, weights, examples, _chosen(metrics, {}), definition, check_seed(seed), places)
 
 
 def _scored(
-    index: pd.DataFrame,
-    weights: Sequence[np.ndarray],
+    maps: Maps | Panels,
+    weights: list[np.ndarray],
     examples: Sequence[Example],
     chosen: dict[str, Measure],
     definition: Definition,
     seed: int,
     places: pd.DataFrame | None,
 ) -> pd.DataFrame:
-    """weights: of each row of index, [head, ...]; places: layer and head of each head, None for maps that have none."""
-    if len(index) != len(weights):
-        raise ValueError(f"{len(weights)} maps stand beside {len(index)} rows of their index")
+    """weights: of each map, [head, ...]; places: layer and head of each head, None for maps that have none."""
     known = {example.id: example for example in examples}
-    if missing := [name for name in index["example"] if name not in known]:
-        raise KeyError(f"{len(missing)} maps are of examples that are not given: {', '.join(map(repr, missing[:3]))}")
-    index = index.reset_index(drop=True)
+    asked = [*maps.index["example"], *maps.left_out["example"]]
+    if missing := [name for name in dict.fromkeys(asked) if name not in known]:
+        raise KeyError(f"maps of {len(missing)} examples that are not given: {', '.join(map(repr, missing[:3]))}")
+    index, problems = _with_left_out(maps, weights, known)
     shown = [known[name] for name in index["example"]]
+    heads = 1 if places is None else len(places)
     codes = _Codes(list(chosen))
-    for number, (rows, grid, axis, problem) in enumerate(_blocks(index, weights, shown, definition)):
+    for number, (rows, grid, axis, problem) in enumerate(_blocks(index, heads, shown, problems, definition)):
         frames = index.loc[rows, ["scale_x", "scale_y", "shift_x", "shift_y"]].to_numpy(float)
         asked = [shown[row] for row in rows]
         if definition == "corrected":
@@ -154,13 +157,20 @@ def _scored(
         else:
             held = targets.as_published(asked, grid)
         if problem:
-            maps = np.zeros((len(rows), 1, len(weights[rows[0]]), *grid))
+            values = np.full((len(rows), 1, heads, *grid), np.nan)
         else:
-            maps = np.stack([weights[row].reshape(1, -1, *grid) for row in rows]).astype(float)
-        for name, (which, value, expected) in _measured(maps, held, chosen, definition, (seed, number)).items():
+            values = np.stack([weights[row].reshape(1, -1, *grid) for row in rows]).astype(float)
+        for name, (which, value, expected) in _measured(values, held, chosen, definition, (seed, number)).items():
             needs = chosen[name].needs
             lacking = np.full((len(rows), 1), "", object) if needs == ON_MAP else held.reasons[needs][:, which]
-            codes.add(rows, name, which if needs != ON_MAP else [-1], value, expected, np.where(lacking == "", problem, lacking))
+            codes.add(
+                rows,
+                name,
+                which if needs != ON_MAP else [-1],
+                value,
+                expected,
+                np.full_like(lacking, problem) if problem else lacking,
+            )
     return codes.frame(index, places)
 
 
@@ -194,26 +204,34 @@ def _targets_of(measure: Measure, definition: Definition) -> list[int]:
 
 
 def _blocks(
-    index: pd.DataFrame, weights: Sequence[np.ndarray], shown: Sequence[Example], definition: Definition
+    index: pd.DataFrame, heads: int, shown: Sequence[Example], problems: Sequence[str], definition: Definition
 ) -> Iterator[tuple[list[int], tuple[int, int], str, str]]:
     """Rows that can be measured at once, their grid and axis, and what is wrong with them ("" where nothing is)."""
     groups: dict[tuple, list[int]] = {}
     for row, (height, width) in enumerate(zip(index["rows"], index["cols"], strict=True)):
         axis = targets.AXES.get(shown[row].meta.get("relation"), "x") if definition == "corrected" else "x"
-        groups.setdefault(((int(height), int(width)), axis, _problem(weights[row], height, width)), []).append(row)
+        groups.setdefault(((int(height), int(width)), axis, problems[row]), []).append(row)
     for (grid, axis, problem), rows in groups.items():
-        size = max(1, BLOCK // (len(weights[rows[0]]) * grid[0] * grid[1]))
+        size = max(1, BLOCK // (heads * grid[0] * grid[1]))
         for start in range(0, len(rows), size):
             yield rows[start : start + size], grid, axis, problem
 
 
-def _problem(weights: np.ndarray, rows: int, columns: int) -> str:
-    if weights[0].size != rows * columns or (weights.ndim == 3 and weights.shape[1:] != (rows, columns)):
-        have = " x ".join(map(str, weights.shape[1:])) + (" cells" if weights.ndim == 2 else "")
-        return f"the map has {have}, its grid {rows} x {columns}"
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        return "the map holds weights that are negative or not finite"
-    return ""
+def _with_left_out(
+    maps: Maps | Panels, weights: list[np.ndarray], known: Mapping[str, Example]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The index with a row for every word without a map, on a grid of one cell, and what is wrong with each row ("": nothing)."""
+    problems = ["" if np.isfinite(each).all() and (each >= 0).all() else BAD_WEIGHTS for each in weights]
+    lost = []
+    for name, word, reason in maps.left_out[["example", "word", "reason"]].itertuples(index=False):
+        meta = {role: known[name].meta.get(key) for role, key in ROLES.items()}
+        for role in [role for role, own in meta.items() if own and word in ("", own)] or [""]:
+            frame = {"rows": 1, "cols": 1, "scale_x": 1.0, "scale_y": 1.0, "shift_x": 0.0, "shift_y": 0.0}
+            label = {"example": name, "cluster": known[name].cluster or name, "category": known[name].category}
+            lost.append({**label, "word": word or meta.get(role, ""), "role": role, **frame})
+            problems.append(reason)
+    index = maps.index[[*LABELS, *FRAME]].reset_index(drop=True)
+    return pd.concat([index, pd.DataFrame(lost, columns=index.columns)] if lost else [index], ignore_index=True), problems
 
 
 class _Codes:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from spatialprobes.probes.map_baseline import real_id
-from spatialprobes.probes.paired_columns import Columns, columns
-from spatialprobes.stats import benjamini_hochberg
+from spatialprobes.probes.paired_columns import columns
+from spatialprobes.stats import benjamini_hochberg, unseen_share
 
 PLACES = ("layer", "head")
-BOUNDED = ("entropy", "entropy_share")
+CEILING = ("entropy", "entropy_share")  # their chance is the most that there is
+YES_OR_NO = ("hit",)  # of which a sample may have one kind alone
 ROLES = ("subject", "reference")
 
 
@@ -43,23 +44,23 @@ def summary(
     kept = scores[scores["value"].notna()]
     if kept.empty:
         raise ValueError("no map has a value: " + ", ".join(map(repr, scores["left_out"].unique()[:3])))
-    out = _means(kept, kept["value"], by, seed, "estimate", "low", "high")
-    out["chance"] = kept.groupby(by, sort=False, observed=True)["chance"].mean()
+    out = _means(kept, kept["value"], by, seed, "estimate", "low", "high", least=0)
+    out["chance"] = _grouped(kept, by)["chance"].mean()
     above = _means(kept, kept["value"] - kept["chance"], by, seed, "above", "above_low", "above_high")
     out = out.join(above[["above", "above_low", "above_high"]])
     if shuffled is None:
-        bounded = out.index.get_level_values("metric").isin(BOUNDED) if len(by) > 1 else out.index.isin(BOUNDED)
-        above.loc[bounded, "p"] = np.nan
+        above.loc[above.index.get_level_values("metric").isin(CEILING), "p"] = np.nan
         out = out.assign(shuffled=np.nan, difference=np.nan, difference_low=np.nan, difference_high=np.nan, p=above["p"])
     else:
         both = _paired(kept, shuffled)
-        out["shuffled"] = both.groupby(by, sort=False, observed=True)["shuffled"].mean()
+        out["shuffled"] = _grouped(both, by)["shuffled"].mean()
         names = ("difference", "difference_low", "difference_high")
         difference = _means(both, both["value"] - both["shuffled"], by, seed, *names)
         out = out.drop(columns="p").join(difference[[*names, "p"]])
     out["q"] = _q(out["p"].to_numpy())
-    lacking = scores["value"].isna().groupby([scores[name] for name in by], sort=False, observed=True).sum()
-    out["left_out"] = lacking.reindex(out.index).astype(int)
+    lacking = _grouped(scores.assign(lacking=scores["value"].isna()), by)["lacking"].sum()
+    out = out.reindex(lacking.index).fillna({"n": 0, "clusters": 0}).astype({"n": int, "clusters": int})
+    out["left_out"] = lacking.astype(int)
     order = [
         *("estimate", "low", "high", "chance", "above", "above_low", "above_high"),
         *("shuffled", "difference", "difference_low", "difference_high", "p", "q", "n", "clusters", "left_out"),
@@ -71,9 +72,10 @@ def binding(scores: pd.DataFrame, *, by: Sequence[str] | None = None, seed: int 
     """Does a word's map prefer the word's own object?
 
     Columns: *by, metric, own, other, difference, low, high, p, q, n, clusters, left_out. own: mean value of the
-    subject's word on the subject's box and the reference's word on the reference's; other: of each on the other's box; difference: own - other, paired within an example over both of its words. A map that is the same for both words,
-    wherever it looks, has a difference of 0 exactly: neither salience nor size of an object can make one. Measures of which less
-    is better have negative differences. by: None for layer and head where they are columns. n: examples with both words and both
+    subject's word on the subject's box and the reference's word on the reference's; other: of each on the other's box;
+    difference: own - other, paired within an example over both of its words. A map that is the same for both words, wherever it
+    looks, has a difference of 0 exactly: neither salience nor size of an object can make one. Measures of which less is better
+    have negative differences. by: None for layer and head where they are columns. n: examples with both words and both
     boxes; left_out: those without. p, q as in `summary`, q over all rows. Raises ValueError where layers or heads would be
     averaged, and where no example has all four values.
     """
@@ -87,23 +89,26 @@ def binding(scores: pd.DataFrame, *, by: Sequence[str] | None = None, seed: int 
     own = part["role"].astype(str) == part["target"].astype(str)
     sides = {}
     for name, side in (("own", part[own]), ("other", part[~own])):
-        grouped = side.groupby(keys, sort=False, observed=True)["value"]
+        grouped = _grouped(side, keys)["value"]
         sides[name] = grouped.mean().where(grouped.count() == len(ROLES))
     wide = pd.DataFrame(sides).reset_index()
     whole = wide[wide["own"].notna() & wide["other"].notna()]
     if whole.empty:
         raise ValueError("no example has maps of both words against both boxes")
     out = _means(whole, whole["own"] - whole["other"], by, seed, "difference", "low", "high")
-    grouped = whole.groupby(by, sort=False, observed=True)
-    out["own"], out["other"] = grouped["own"].mean(), grouped["other"].mean()
+    out["own"], out["other"] = _grouped(whole, by)["own"].mean(), _grouped(whole, by)["other"].mean()
     out["q"] = _q(out["p"].to_numpy())
-    out["left_out"] = (wide.groupby(by, sort=False, observed=True).size().reindex(out.index) - out["n"]).astype(int)
+    out["left_out"] = (_grouped(wide, by).size().reindex(out.index) - out["n"]).astype(int)
     return out[["own", "other", "difference", "low", "high", "p", "q", "n", "clusters", "left_out"]].reset_index()
 
 
-def _means(frame: pd.DataFrame, values: pd.Series, by: list[str], seed: int, *names: str) -> pd.DataFrame:
-    """Mean, low and high of each group, called as in `names`; p, n, clusters. Indexed by group, in the order of the rows."""
-    grouped = frame.groupby(by, sort=False, observed=True)
+def _means(frame: pd.DataFrame, values: pd.Series, by: list[str], seed: int, *names: str, least: float = -1) -> pd.DataFrame:
+    """Mean, low and high of each group, called as in `names`; p, n, clusters. Indexed by group, in the order of the rows.
+
+    least: the least value of a measure that is yes or no, or of what it is compared by (the greatest is 1): its interval reaches
+    at least as far as `stats.bootstrap` lets one of known bounds.
+    """
+    grouped = _grouped(frame, by)
     codes = grouped.ngroup().to_numpy()
     clusters, labels = pd.factorize(frame["cluster"].astype(str), sort=True)
     order = np.lexsort((clusters, codes))
@@ -115,11 +120,22 @@ def _means(frame: pd.DataFrame, values: pd.Series, by: list[str], seed: int, *na
     found = np.full((grouped.ngroups, 6), np.nan)
     for groups in alike.values():
         rows = np.stack([order[starts[group] : starts[group + 1]] for group in groups], axis=1)
-        means: Columns = columns(column[rows], labels[clusters[rows[:, 0]]], seed=seed)
+        means = columns(column[rows], labels[clusters[rows[:, 0]]], seed=seed)
         counts = [np.full(len(groups), float(count)) for count in (means.n, means.clusters)]
         found[groups] = np.stack([means.mean, means.low, means.high, means.p, *counts], axis=1)
-    out = pd.DataFrame(found, index=grouped.size().index, columns=[*names, "p", "n", "clusters"])
-    return out.astype({"n": int, "clusters": int})
+    out = pd.DataFrame(found, index=grouped.size().index, columns=[*names, "p", "n", "clusters"]).astype(
+        {"n": int, "clusters": int}
+    )
+    wide = out.index.get_level_values("metric").isin(YES_OR_NO) & (out["clusters"] > 1)
+    estimate, low, high = (out.loc[wide, name] for name in names)
+    unseen = unseen_share(out.loc[wide, "clusters"])
+    out.loc[wide, names[1]] = np.minimum(low, estimate - unseen * (estimate - least))
+    out.loc[wide, names[2]] = np.maximum(high, estimate + unseen * (1 - estimate))
+    return out
+
+
+def _grouped(frame: pd.DataFrame, by: list[str]):
+    return frame.groupby(by, sort=False, observed=True)
 
 
 def _paired(real: pd.DataFrame, shuffled: pd.DataFrame) -> pd.DataFrame:
