@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from spatialprobes.probes.map_records import Head, Maps, Panels, panels
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool
 
 How = Literal["mean", "first_third", "mid_third", "last_third"]
 THIRDS = ("first_third", "mid_third", "last_third")
@@ -45,7 +42,8 @@ def aggregate(
     if heads is not None and how != "mean":
         raise ValueError(f"heads name their own layers: how={how!r} with them is not clear; leave it at 'mean'")
     chosen = _chosen_heads(maps, heads) if heads is not None else None
-    places = _chosen_layers(maps, how)
+    depth = maps.depth if maps.depth is not None else max(maps.layers) + 1
+    places = [maps.layers.index(layer) for layer in layers_of(maps.layers, depth, how)]
     raw = []
     for weights in maps.weights:
         taken = weights[chosen] if chosen is not None else weights[places].reshape(-1, weights.shape[-1])
@@ -78,25 +76,23 @@ def without_sinks(drawn: Panels) -> Panels:
     return panels(drawn.index, raw, source=drawn.source, how=drawn.how, left_out=drawn.left_out, sinks=table)
 
 
-def _chosen_layers(maps: Maps, how: How | int) -> Bool[np.ndarray, " layer"]:
-    layers = np.array(maps.layers)
+def layers_of(layers: Sequence[int], depth: int, how: How | int) -> list[int]:
+    """Those of these blocks that `how` names; depth: blocks of the model. Raises ValueError for an unknown or empty choice."""
+    there = ", ".join(map(str, layers))
     if isinstance(how, str) and how == "mean":
-        return np.ones(len(layers), bool)
+        return list(layers)
     if isinstance(how, str) and how in THIRDS:
-        depth = maps.depth if maps.depth is not None else max(maps.layers) + 1
         third = depth // 3
         low, high = {"first_third": (0, third), "mid_third": (third, 2 * third), "last_third": (2 * third, depth)}[how]
-        found = (layers >= low) & (layers < high)
-        if not found.any():
-            raise ValueError(
-                f"how={how!r}: no maps of layers {low} to {high - 1} of {depth}; there: {', '.join(map(str, layers))}"
-            )
+        found = [layer for layer in layers if low <= layer < high]
+        if not found:
+            raise ValueError(f"how={how!r}: no maps of blocks {low}..{high - 1} of {depth}; there: {there}")
         return found
     if isinstance(how, str) or not isinstance(how, Integral) or isinstance(how, bool):
         raise ValueError(f"how={how!r} is unknown; 'mean', {', '.join(map(repr, THIRDS))}, or a layer")
-    if how not in maps.layers:
-        raise ValueError(f"layer {how} has no maps; there: {', '.join(map(str, layers))}")
-    return layers == how
+    if how not in layers:
+        raise ValueError(f"layer {how} has no maps; there: {there}")
+    return [int(how)]
 
 
 def _chosen_heads(maps: Maps, heads: Sequence[Head]) -> tuple[list[int], list[int]]:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from spatialprobes.capture import capture
 from spatialprobes.examples import Example, batches
 from spatialprobes.probes.map_records import Panels, labels, left_out_table, numbered, panels, place_of
-from spatialprobes.probes.map_rows import blocks_with_attention, seen_by
+from spatialprobes.probes.map_rows import blocks_with_attention, head_mean
 from spatialprobes.probes.map_words import Part, Row, Words, asked_of, check, find
 from spatialprobes.vlm import VLM, Batch
 
@@ -76,11 +76,7 @@ class _Product:
         self.now: Float[Tensor, "example token cell"] = torch.nn.functional.one_hot(vision, tokens).transpose(1, 2).float()
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, masks: Tensor, scaling: float) -> None:
-        heads, group = queries.shape[1], queries.shape[1] // keys.shape[1]
-        total = torch.zeros(len(queries), queries.shape[2], keys.shape[2], device=queries.device)
-        for head in range(heads):  # one at a time: no [head, token, token]
-            one = seen_by(queries[:, head : head + 1], keys[:, head // group, None], masks, scaling)
-            total += one[:, 0] / heads
+        total = head_mean(queries, keys, masks, scaling)
         if self.first is not None:
             total.scatter_(2, self.first[:, None, None].expand(-1, total.shape[1], 1), 0.0)
             left = total.sum(-1, keepdim=True)

@@ -114,3 +114,17 @@ def seen_by(
     grouped = queries.float().reshape(examples, keys.shape[1], heads // keys.shape[1] * rows, size)
     scores = (grouped @ keys.float().transpose(-1, -2)).mul_(scaling).reshape(examples, heads, rows, -1)
     return scores.add_(masks[:, None]).softmax(-1)
+
+
+def head_mean(
+    queries: Float[Tensor, "example head row size"],
+    keys: Float[Tensor, "example kv_head key size"],
+    masks: Float[Tensor, "example row key"],
+    scaling: float,
+) -> Float[Tensor, "example row key"]:
+    """`seen_by` averaged over heads, one of them held at a time: for many rows."""
+    heads, group = queries.shape[1], queries.shape[1] // keys.shape[1]
+    total = torch.zeros(len(queries), queries.shape[2], keys.shape[2], device=queries.device)
+    for head in range(heads):
+        total += seen_by(queries[:, head : head + 1], keys[:, head // group, None], masks, scaling)[:, 0] / heads
+    return total
