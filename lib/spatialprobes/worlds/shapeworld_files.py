@@ -56,8 +56,8 @@ def read(
     shards: names or numbers of those to read, all if None. limit: most examples, the first ones; what follows is not looked at.
     form: as in `shapeworld_examples.examples`. Each picture is decoded once to see that it can be; the example keeps its path.
     id: "<shard>/world-<index>", with "-<number>" where there are several captions or worlds; cluster: the picture.
-    Raises FileNotFoundError where there is no such folder, shard or file; ValueError for a file that is no JSON list, a limit
-    below 1, an unknown form, and several captions of several worlds.
+    Raises FileNotFoundError where there is no such folder, shard or file; ValueError for a file that is no JSON list, shards
+    without a world, a limit below 1, an unknown form, and several captions of several worlds.
     """
     if limit is not None:
         check_count(limit, "limit")
@@ -77,6 +77,8 @@ def read(
             path = shard / row.picture
             examples.append(example(f"{name}/{row.id}", shown, path, form=form, cluster=f"{name}/{path.stem}"))
             worlds.append(shown)
+    if not examples and not problems:
+        raise ValueError(f"{folder}: no world in its shards ({', '.join(name for name, _ in found)})")
     return ShapeData(examples, worlds, pd.DataFrame(problems, columns=["shard", "index", "problem"]))
 
 
@@ -100,7 +102,8 @@ def write(worlds: Sequence[TwoShapes], folder: str | Path, *, per_shard: int = 1
             (shard / name).write_text(text, encoding="utf-8", newline="\n")
         for index, one in enumerate(part):
             picture(one).save(shard / f"world-{index}.png")
-    (Path(folder) / "agreement-relational.json").write_text(form_of.specification(), encoding="utf-8")
+    specification = form_of.specification(Path(folder).as_posix())
+    (Path(folder) / "agreement-relational.json").write_text(specification, encoding="utf-8")
 
 
 # ---- where the shards are ----

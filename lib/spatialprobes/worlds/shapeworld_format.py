@@ -174,8 +174,9 @@ def _reverse(world: TwoShapes) -> str:
     return " ".join([*subject, "EntityType2", *reference, "EntityType2", relation, "Existential"])
 
 
-def specification() -> str:
-    """Content of ``agreement-relational.json``: the kinds of values, and the ids of words and symbols."""
+def specification(directory: str) -> str:
+    """Content of ``agreement-relational.json``: the kinds of values, the ids of words and symbols, and the folder it lies in,
+    which the original's loader goes by."""
     attributes = [f"Attribute-{kind}-{value}" for kind, values in (("color", COLOURS), ("shape", SHAPES)) for value in values]
     types = [f"EntityType{n}" for n in range(4)]
     relations = [f"Relation-{axis}-rel-{sign}" for axis, sign in RELATIONS.values()]
@@ -189,7 +190,7 @@ def specification() -> str:
         "type": "agreement", "name": "relational", "values": kinds | {"caption_model": "model"}, "world_size": SIZE,
         "vectors": {"caption": 40, "caption_pn": 14, "caption_rpn": 14},
         "vocabularies": {"language": _ids(_WORDS), "pn": _ids(sorted(set(arity) - set(one_more)))},
-        "worlds_per_instance": 1, "captions_per_instance": 1, "pn_arity": arity, "generated": True, "directory": ".",
+        "worlds_per_instance": 1, "captions_per_instance": 1, "pn_arity": arity, "generated": True, "directory": directory,
         "include_model": True, "image_format": "png", "relative_directory": "agreement/relational",
     })  # fmt: skip
 
