@@ -6,6 +6,7 @@ that each column's numbers are theirs. Knows arrays alone.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -61,8 +62,7 @@ def columns(
     if count < 2:
         nothing = np.full(len(mean), np.nan)
         return Columns(mean, nothing, nothing, nothing, len(values), count)
-    weights = np.random.default_rng(check_seed(seed)).multinomial(count, np.full(count, 1 / count), size=n)
-    flips = 2.0 * np.random.default_rng(seed).integers(0, 2, (m, count)) - 1
+    weights, flips = _draws(count, n, check_seed(seed)), _flips(count, m, seed)
     tie = 1e-12 * np.maximum(2 * np.abs(values).sum(axis=0), 1e-300)  # sums in another order differ in the last bits
     low, high, p = (np.empty(len(mean)) for _ in range(3))
     width = max(1, BLOCK // max(n, m))
@@ -73,3 +73,13 @@ def columns(
         null = np.abs(flips @ totals[:, part])
         p[part] = ((null >= np.abs(totals[:, part].sum(axis=0)) - tie[part]).sum(axis=0) + 1) / (m + 1)
     return Columns(mean, np.minimum(low, mean), np.maximum(high, mean), p, len(values), count)
+
+
+@functools.lru_cache(maxsize=2)  # tables of one set of pictures share them
+def _draws(count: int, n: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n).astype(float)
+
+
+@functools.lru_cache(maxsize=2)
+def _flips(count: int, m: int, seed: int) -> Float[np.ndarray, "flip cluster"]:
+    return 2.0 * np.random.default_rng(seed).integers(0, 2, (m, count)) - 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -73,14 +74,15 @@ def _worded(example: Example, statement: Statement, whole: bool) -> WordPair:
     members, words = {}, {}
     for member, phrase in zip(MEMBERS, (statement.of(place), says.neutral, says.control), strict=True):
         text, span = reworded(statement, phrase)
-        name = f"{example.id}/{member}"
-        members[member] = dataclasses.replace(example, id=name, question=text, answer=None, choices=None, twin=None)
-        word = dataclasses.replace(statement, text=text, relation=span).word()
+        own = text[slice(*dataclasses.replace(statement, text=text, relation=span).word())]
         words[member] = {
             "subject": statement.of(statement.noun("first")),
             "reference": statement.of(statement.noun("second")),
-            "relation": phrase if whole else text[slice(*word)],
+            "relation": phrase if whole else own,
         }
+        meta = {**example.meta, "word": own, "caption": text}
+        asked = {"id": f"{example.id}/{member}", "question": text, "answer": None, "choices": None, "twin": None, "meta": meta}
+        members[member] = dataclasses.replace(example, **asked)
     starts = {"subject": statement.noun("first")[0], "reference": statement.noun("second")[0], "relation": place[0]}
     for role in ("subject", "reference"):
         if occurrences(statement.text, words["spatial"][role])[0].start() != starts[role]:
@@ -98,6 +100,7 @@ def measure(
     aggregates: Sequence[str] = ("mean",),
     system: str | None = "default",
     batch_size: int = 64,
+    store: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How flat the maps of the words are: a row per pair, member, role, and layer or aggregate of layers.
@@ -106,14 +109,14 @@ def measure(
     number in `layer`; or a name of `aggregates` (as in ``maps.aggregate``), with layer -1. sees: whether the word stands at or
     behind the relation phrase; where not, members are equal by construction. entropy: over ln(cells), 1 for a flat map.
     dispersion: mean squared distance to the map's centre of mass, in cells^2; flat_dispersion: that of a flat map. Both are NaN
-    for a map that could not be made.
+    for a map that could not be made. store: a folder for the maps (``maps.extract``).
     Nothing is drawn: ``seed`` is there because every probe takes one.
     Raises ValueError without pairs, for an unknown member, and what ``maps.extract`` raises.
     """
     asked = _members(pairs, members)
     words = {pair.members[member].id: pair.words[member] for pair, member in asked}
     examples = [pair.members[member] for pair, member in asked]
-    found = extract(vlm, examples, words, layers=layers, system=system, batch_size=batch_size)
+    found = extract(vlm, examples, words, layers=layers, system=system, batch_size=batch_size, store=store)
     return _flatness(found, asked, ROLES, aggregates)
 
 
