@@ -222,16 +222,18 @@ def _with_left_out(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The index with a row for every word without a map, on a grid of one cell, and what is wrong with each row ("": nothing)."""
     problems = ["" if np.isfinite(each).all() and (each >= 0).all() else BAD_WEIGHTS for each in weights]
-    lost = []
+    lost: dict[tuple[str, str], dict] = {}  # by example and role
     for name, word, reason in maps.left_out[["example", "word", "reason"]].itertuples(index=False):
         meta = {role: known[name].meta.get(key) for role, key in ROLES.items()}
         for role in [role for role, own in meta.items() if own and word in ("", own)] or [""]:
             frame = {"rows": 1, "cols": 1, "scale_x": 1.0, "scale_y": 1.0, "shift_x": 0.0, "shift_y": 0.0}
             label = {"example": name, "cluster": known[name].cluster or name, "category": known[name].category}
-            lost.append({**label, "word": word or meta.get(role, ""), "role": role, **frame})
-            problems.append(reason)
+            lost.setdefault((name, role), {**label, "word": word or meta.get(role, ""), "role": role, "why": reason, **frame})
+    problems += [one["why"] for one in lost.values()]
     index = maps.index[[*LABELS, *FRAME]].reset_index(drop=True)
-    return pd.concat([index, pd.DataFrame(lost, columns=index.columns)] if lost else [index], ignore_index=True), problems
+    if not lost:
+        return index, problems
+    return pd.concat([index, pd.DataFrame(list(lost.values()))[index.columns]], ignore_index=True), problems
 
 
 class _Codes:

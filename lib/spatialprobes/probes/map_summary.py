@@ -65,7 +65,7 @@ def summary(
         *("estimate", "low", "high", "chance", "above", "above_low", "above_high"),
         *("shuffled", "difference", "difference_low", "difference_high", "p", "q", "n", "clusters", "left_out"),
     ]
-    return out[order].reset_index()
+    return _plain(out[order].reset_index())
 
 
 def binding(scores: pd.DataFrame, *, by: Sequence[str] | None = None, seed: int = 0) -> pd.DataFrame:
@@ -99,7 +99,12 @@ def binding(scores: pd.DataFrame, *, by: Sequence[str] | None = None, seed: int 
     out["own"], out["other"] = _grouped(whole, by)["own"].mean(), _grouped(whole, by)["other"].mean()
     out["q"] = _q(out["p"].to_numpy())
     out["left_out"] = (_grouped(wide, by).size().reindex(out.index) - out["n"]).astype(int)
-    return out[["own", "other", "difference", "low", "high", "p", "q", "n", "clusters", "left_out"]].reset_index()
+    return _plain(out[["own", "other", "difference", "low", "high", "p", "q", "n", "clusters", "left_out"]].reset_index())
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same with text for categories, which can't be compared across columns."""
+    return frame.astype({name: object for name in frame.columns if frame[name].dtype == "category"})
 
 
 def _means(frame: pd.DataFrame, values: pd.Series, by: list[str], seed: int, *names: str, least: float = -1) -> pd.DataFrame:
