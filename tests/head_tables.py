@@ -94,9 +94,9 @@ def corner_effects(layers=4, heads=4, n=100):
 
 
 def bound_heads(layers=4, heads=4):
-    frame = _product(role=("subject", "reference"), layer=range(layers), head=range(heads), metric=("lift", "auc"))
+    frame = _product(layer=range(layers), head=range(heads), role=("subject", "reference"), metric=("lift", "auc"))
     above = 0.3 * _noise(len(frame), seed=2) + 4.0 * ((frame["layer"] == 2) & (frame["head"] == 1))
-    frame = frame.assign(target=frame["role"], estimate=1 + above, above=above, own_minus_other=above / 2)
+    frame = frame.assign(target=frame["role"], estimate=1 + above, above=above, difference=above / 2)
     return frame.assign(q=np.where(above > 1, 0.001, 0.5), n=800)
 
 
@@ -128,17 +128,17 @@ def top_k_stability():
 
 
 def ablations():
-    rows = []
+    rows = [("none", "none", 0.0, np.nan, np.nan)]
     for name, drop in (("binding", 0.31), ("corner, 8 heads", 0.12), ("none found", 0.0)):
-        for how, more in (("mean", 0.0), ("zero", 0.04)):
-            rows.append((name, how, drop + more, 0.03, 0.001 if drop > 0.1 else 0.5))
-            rows.append((f"random:{name}", how, 0.02 + more, 0.01, np.nan))
-    frame = pd.DataFrame(rows, columns=["heads", "how", "drop", "half", "p"])
-    frame = frame.assign(
-        drop_low=frame["drop"] - frame["half"], drop_high=frame["drop"] + frame["half"], accuracy=0.93 - frame["drop"]
-    )
-    frame = frame.assign(low=frame["accuracy"] - frame["half"], high=frame["accuracy"] + frame["half"], n=400, clusters=400)
-    return frame.drop(columns="half")
+        p = 0.001 if drop > 0.1 else 0.5
+        rows += [(name, how, drop + more, 0.91 - more, p) for how, more in (("mean", 0.0), ("zero", 0.04))]
+    frame = pd.DataFrame(rows, columns=["heads", "how", "drop", "random", "p"])
+    frame["accuracy"] = 0.93 - frame["drop"]
+    frame = frame.assign(low=frame["accuracy"] - 0.03, high=frame["accuracy"] + 0.03)
+    frame = frame.assign(drop_low=frame["drop"] - 0.03, drop_high=frame["drop"] + 0.03)
+    frame = frame.assign(change=-8 * frame["drop"], random_change=-0.2)
+    frame = frame.assign(change_low=frame["change"] - 0.2, change_high=frame["change"] + 0.2, p_change=frame["p"], draws=20)
+    return frame.assign(n=400, clusters=400)
 
 
 def _parts(frame, seed):
@@ -165,12 +165,13 @@ def text_asymmetries(n=200):
 
 
 def word_differences():
-    frame = _product(measure=("entropy", "dispersion"), relation=("all", "left", "right", "above", "below"),
-                     role=("relation", "subject", "reference"))  # fmt: skip
-    difference = (0.01 * _noise(len(frame), seed=12)) * frame["measure"].map({"entropy": 1, "dispersion": 100})
-    half = frame["measure"].map({"entropy": 0.006, "dispersion": 0.6})
-    frame = frame.assign(difference=difference, low=difference - half, high=difference + half)
-    return frame.assign(q=np.where(np.abs(difference) > half, 0.02, 0.4), n=120)
+    roles, relations = ("relation", "subject", "reference"), ("left", "right", "above", "below")
+    frame = _product(role=roles, metric=("entropy", "dispersion"), relation=relations, how=("mean", "layer"))
+    size = frame["metric"].map({"entropy": 0.01, "dispersion": 1.0})
+    difference, control = (size * _noise(len(frame), seed=seed) for seed in (12, 13))
+    frame = frame.assign(difference=difference, low=difference - size / 2, high=difference + size / 2)
+    frame = frame.assign(control=control / 2, control_low=control / 2 - size / 3, control_high=control / 2 + size / 3)
+    return frame.assign(q=np.where(np.abs(difference) > size / 2, 0.02, 0.4), sees=frame["role"] != "subject", n=120)
 
 
 HEAD_FRAMES = {

@@ -54,6 +54,12 @@ DIVERGING = colormaps["PuOr"]  # orange below, violet above
 TALLEST = 2.7  # inches of a grid
 
 
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with text instead of categories, which could not be compared between columns."""
+    found = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.CategoricalDtype)]
+    return frame.astype(dict.fromkeys(found, object)) if found else frame
+
+
 def role_look(role: str, place: int) -> tuple[str, str, Any]:
     """Colour, mark and dashes of a role, or those of the `place`-th that has none of its own."""
     return ROLES.get(role, (CYCLE[(4 + place) % len(CYCLE)], ("^", "v", "P", "X")[place % 4], "-"))

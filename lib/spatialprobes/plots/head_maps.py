@@ -13,7 +13,7 @@ import pandas as pd
 
 from spatialprobes.plots import GREY, heatmap, need, new_figure, panels
 from spatialprobes.plots import swap_looks as looks
-from spatialprobes.plots.head_looks import METRICS, ROLES, in_order, metric_label, role_look
+from spatialprobes.plots.head_looks import METRICS, ROLES, in_order, metric_label, plain, role_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,14 +72,14 @@ def _short(name: str, most: int = 28) -> str:
 def by_layer(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """How well the words' maps meet what they mean, by layer: a panel a metric, a line a role, bands are 95% intervals.
 
-    Columns: layer, role, metric, estimate, low, high, n (maps). Optional: chance and shuffled (the same metric by chance, and in
-    pictures whose cells are shuffled), drawn in the role's colour, or grey where they are the same for all roles; q (marks are
-    solid below .05). A role's map against its own box is meant: of a table with `target`, the rows where target is role. Raises
-    ValueError for a missing column, a table without such rows, or a row that stands twice.
+    Columns: layer, role, metric, estimate, low, high, n (maps). Optional: chance and shuffled (the same metric by chance, and
+    in pictures whose cells are shuffled), drawn in the role's colour, or grey where they are the same for all roles; q (marks
+    are solid below .05). A role's map against its own box is meant: of a table with `target`, the rows where target is role, or
+    "map". Raises ValueError for a missing column, a table without such rows, or a row that stands twice.
     """
     plot = "head_maps.by_layer"
     need(frame, ("layer", "role", "metric", "estimate", "low", "high", "n"), plot)
-    rows = looks.once(_own(frame, plot), plot, ("metric", "role", "layer"))
+    rows = looks.once(_own(plain(frame), plot), plot, ("metric", "role", "layer"))
     metrics, roles = in_order(rows["metric"], tuple(METRICS)), in_order(rows["role"], tuple(ROLES))
     layers = looks.ordered_layers(rows["layer"], plot)
     across = 1 if width == "one" else 2
@@ -100,10 +100,10 @@ def by_layer(frame: pd.DataFrame, *, width: str = "two") -> Figure:
 
 
 def _own(frame: pd.DataFrame, plot: str) -> pd.DataFrame:
-    """The rows of maps held against what their own word means."""
+    """The rows of maps held against what their own word means, and of measures of a map alone."""
     if "target" not in frame.columns:
         return frame
-    rows = frame[frame["target"] == frame["role"]]
+    rows = frame[(frame["target"] == frame["role"]) | (frame["target"] == "map")]
     if rows.empty:
         there = ", ".join(f"{role} against {target}" for role, target in frame[["role", "target"]].drop_duplicates().to_numpy())
         raise ValueError(f"{plot}: no map is held against what its own word means; there: {there}")
@@ -155,7 +155,7 @@ def real_and_shuffled(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     need(frame, ("role", "metric", "estimate", "low", "high", "chance", "shuffled", "n"), plot)
     frame = frame if "definition" in frame.columns else frame.assign(definition="corrected")
     definitions = looks.known(frame, plot, "definition", DEFINITIONS)
-    rows = looks.once(_own(frame, plot), plot, ("metric", "role", "definition"))
+    rows = looks.once(_own(plain(frame), plot), plot, ("metric", "role", "definition"))
     metrics, roles = in_order(rows["metric"], tuple(METRICS)), in_order(rows["role"], tuple(ROLES))
     figure = new_figure(width, 0.5 + len(metrics) * (0.62 + 0.2 * len(roles)))
     axes = figure.subplots(len(metrics), len(definitions), sharex="row", sharey=True, squeeze=False)

@@ -25,6 +25,7 @@ from spatialprobes.plots.head_looks import (
     head_name,
     in_order,
     metric_label,
+    plain,
     reach,
 )
 
@@ -36,9 +37,11 @@ VALUES = {
     "effect": "attention on the picture, full − control (share)",
     "d": "effect size of full − control (Cohen's d)",
     "above": "{metric}, above chance",
+    "difference": "{metric}, minus that in shuffled pictures",
     "own_minus_other": "{metric}, own box − the other's",
 }
 REGIONS = {"all": "the picture", "region": "the asked corner"}
+SHORT_METRICS = {"lift": "lift", "mass": "mass in the box", "hit": "share of hits", "auc": "AUC"}
 MARKS = ("o", "s", "D", "^")
 MOST_HEADS = 12
 
@@ -55,7 +58,8 @@ def effects(frame: pd.DataFrame, *, value: str = "effect", region: str = "all", 
     if value not in ("effect", "d"):
         raise ValueError(f"{plot}: value {value!r} is not one of effect, d")
     need(frame, ("asked", "layer", "head", value, "n"), plot)
-    rows = looks.pick(frame, plot, region=region) if "region" in frame.columns else frame
+    rows = plain(frame)
+    rows = looks.pick(rows, plot, region=region) if "region" in rows.columns else rows
     if "corner" in rows.columns:
         rows = rows[rows["corner"] == rows["asked"]]
         if rows.empty:
@@ -69,26 +73,29 @@ def effects(frame: pd.DataFrame, *, value: str = "effect", region: str = "all", 
     return figure
 
 
-def binding(frame: pd.DataFrame, *, metric: str = "lift", value: str = "above", width: str = "two") -> Figure:
-    """Which heads bind a word to its object: layers down, heads across, a panel a role, one scale around 0.
+def binding(frame: pd.DataFrame, *, metric: str = "lift", value: str = "difference", width: str = "two") -> Figure:
+    """Which heads bind a word to its object: layers down, heads across, on one scale around 0; a panel a role, where it has any.
 
-    Columns: role, layer, head, n (maps), and the one called `value`, such as "above" (the metric minus chance) or
-    "own_minus_other" (on the own box minus on the other's). Optional: q (a dot below .05), metric (`metric` is drawn), target (of
-    "above", only the rows where it is the role are drawn). Raises ValueError for a missing column, a metric that is not there, or
-    a head that stands twice.
+    Columns: layer, head, n (examples or maps), and the one called `value`. Of `map_summary.binding`: "difference", on the
+    word's own box minus on the other's. Of `map_summary.summary`: "above" (minus chance) or "difference" (minus shuffled
+    pictures), with role. Optional: q (a dot below .05), metric (`metric` is drawn), target (only the rows where it is the role
+    are drawn). Raises ValueError for a missing column, a metric that is not there, or a head that stands twice.
     """
     plot = "heads.binding"
-    need(frame, ("role", "layer", "head", value, "n"), plot)
-    rows = looks.pick(frame, plot, metric=metric) if "metric" in frame.columns else frame
-    if "target" in rows.columns:
+    need(frame, ("layer", "head", value, "n"), plot)
+    rows = plain(frame)
+    rows = looks.pick(rows, plot, metric=metric) if "metric" in rows.columns else rows
+    if {"target", "role"} <= set(rows.columns):
         rows = rows[rows["target"] == rows["role"]]
         if rows.empty:
             raise ValueError(f"{plot}: no map is held against what its own word means")
+    rows = rows if "role" in rows.columns else rows.assign(role="both words")
     roles = in_order(rows["role"], tuple(ROLES))
     most = reach(rows[value])
     titles = {role: f"word of the {role}" if role in ROLES else str(role) for role in roles}
     figure, axes, shown = grids(rows, plot, "role", value, Normalize(-most, most), roles, titles, width)
-    label = VALUES.get(value, value.replace("_", " ")).format(metric=metric_label(metric))
+    kind = "own_minus_other" if value == "difference" and {"own", "other"} <= set(frame.columns) else value
+    label = VALUES.get(kind, value.replace("_", " ")).format(metric=SHORT_METRICS.get(metric, metric_label(metric)))
     colour_bar(figure, axes, shown, label)
     return figure
 
@@ -107,10 +114,11 @@ def counts(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     chance, most = float(levels[0]), float(frame["count"].max())
     far = max(most - chance, chance) or 1.0
     scale = Normalize(chance - far, chance + far)
+    frame = plain(frame)
     corners = in_order(frame["corner"], tuple(CORNERS))
     titles = {corner: corner_name(corner) for corner in corners}
     figure, axes, shown = grids(frame, plot, "corner", "count", scale, corners, titles, width)
-    label = f"pairs in which the head is among its layer's top 3\n(white: chance, {chance:.1f})"
+    label = f"pairs with the head in its layer's top 3\n(white: chance, {chance:.1f})"
     colour_bar(figure, axes, shown, label).set_ylim(0, max(most, chance))
     return figure
 
@@ -124,7 +132,7 @@ def specificity(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """
     plot = "heads.specificity"
     need(frame, ("layer", "head", "asked", "corner", "effect", "low", "high", "n"), plot)
-    rows = looks.once(frame, plot, ("layer", "head", "asked", "corner"))
+    rows = looks.once(plain(frame), plot, ("layer", "head", "asked", "corner"))
     heads = list(dict.fromkeys(zip(rows["layer"], rows["head"], strict=True)))
     if len(heads) > MOST_HEADS:
         raise ValueError(f"{plot}: {len(heads)} heads; at most {MOST_HEADS} fit, choose some of the rows")
@@ -178,7 +186,7 @@ def selectivity(frame: pd.DataFrame, *, most: int = 12, width: str = "two") -> F
     """
     plot = "heads.selectivity"
     need(frame, ("layer", "head", "asked", "selectivity", "low", "high", "n"), plot)
-    rows = looks.once(frame, plot, ("layer", "head", "asked"))
+    rows = looks.once(plain(frame), plot, ("layer", "head", "asked"))
     corners = in_order(rows["asked"], tuple(CORNERS))
     heads = _greatest(rows, "selectivity", most, plot)
     ax = new_figure(width, 0.8 + len(heads) * (0.16 + 0.07 * len(corners))).subplots()
@@ -214,6 +222,7 @@ def stability(frame: pd.DataFrame, *, most: int = 20, width: str = "two") -> Fig
     need(frame, ("layer", "head", "share"), plot)
     if not frame["share"].between(0, 1).all():
         raise ValueError(f"{plot}: a share lies outside [0, 1], or is NaN")
+    frame = plain(frame)
     rows = looks.once(frame if "asked" in frame.columns else frame.assign(asked=""), plot, ("asked", "layer", "head"))
     corners = in_order(rows["asked"], tuple(CORNERS))
     chosen = {one: _greatest(rows[rows["asked"] == one], "share", most, plot) for one in corners}

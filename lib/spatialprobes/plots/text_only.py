@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 
 from spatialprobes.plots import CYCLE, GREY, need, new_figure, panels
 from spatialprobes.plots import swap_looks as looks
-from spatialprobes.plots.head_looks import TALLEST, colour_bar, grids, in_order, reach
+from spatialprobes.plots.head_looks import TALLEST, colour_bar, grids, in_order, plain, reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ def split(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """
     plot = "text_only.split"
     need(frame, ("layer", "head", *PARTS, "n"), plot)
+    frame = plain(frame)
     rows = frame if "relation" in frame.columns else frame.assign(relation=ALL)
     looks.once(rows, plot, ("relation", "layer", "head"))
     relations = in_order(rows["relation"], RELATIONS)
@@ -67,6 +68,7 @@ def split_by_layer(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """
     plot = "text_only.split_by_layer"
     need(frame, ("layer", *(f"{part}{end}" for part in PARTS for end in ("", "_low", "_high")), "n"), plot)
+    frame = plain(frame)
     rows = frame if "relation" in frame.columns else frame.assign(relation=ALL)
     looks.once(rows, plot, ("relation", "layer"))
     relations, layers = in_order(rows["relation"], RELATIONS), looks.ordered_layers(rows["layer"], plot)
@@ -101,6 +103,7 @@ def asymmetry(frame: pd.DataFrame, *, width: str = "one") -> Figure:
     """
     plot = "text_only.asymmetry"
     need(frame, ("pair", "asym_s1", "asym_s2"), plot)
+    frame = plain(frame)
     rows = looks.once(frame if "relation" in frame.columns else frame.assign(relation=ALL), plot, ("pair",))
     rows = rows.dropna(subset=["asym_s1", "asym_s2"])
     relations = in_order(rows["relation"], RELATIONS)
