@@ -175,8 +175,9 @@ def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
     badly)."""
     watch = Stopwatch(work / SHAPEWORLD / "minutes.json")
     pretraining = lab_shapeworld.TowerPretraining(lab_models.clip(0, recipe.pixels, recipe.patch))
-    worlds = lab_shapeworld.ShapeTower(0, recipe.tower.items)
-    fit(pretraining, worlds, worlds.collate, work / SHAPEWORLD / "tower", **schedule(recipe.tower), seed=0)
+    for cycle in range(recipe.cycles):
+        worlds = lab_shapeworld.ShapeTower(cycle, recipe.tower.items)
+        fit(pretraining, worlds, worlds.collate, work / SHAPEWORLD / f"tower-{cycle}", **schedule(recipe.tower), seed=cycle)
     seen = lab_qwen.seen(pretraining.eval(), lab_shapeworld.ShapeTower(EVALUATION_SEED, SCENES["patches"]))
     model = lab_models.llava(0, recipe.pixels, recipe.patch)
     model.model.vision_tower.load_state_dict(pretraining.clip.vision_model.state_dict())

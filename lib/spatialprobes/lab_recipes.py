@@ -64,11 +64,13 @@ SHAPEWORLD_MIX = {
 class ShapeworldRecipe:
     """How lab-llava-shapeworld comes to be, from nothing: its tower, then the whole model.
 
-    pixels, patch: sides of the picture and of a patch. mix: share of each group of questions.
+    cycles: how often the tower's pass is made, each on pictures of its own and with the rate up again. pixels, patch: sides of
+    the picture and of a patch. mix: share of each group of questions.
     """
 
     tower: Pass = Pass(items=1200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
-    stage2: Pass = Pass(items=2000 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    cycles: int = 2
+    stage2: Pass = Pass(items=1600 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
     mix: dict[str, float] = field(default_factory=lambda: dict(SHAPEWORLD_MIX))
     turns: int = 8
     pixels: int = 96

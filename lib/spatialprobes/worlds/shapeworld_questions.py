@@ -59,15 +59,24 @@ def _one(world: TwoShapes, rng: np.random.Generator) -> Entity:
     return world.entities[int(rng.integers(2))]
 
 
+def _referred(world: TwoShapes, rng: np.random.Generator) -> tuple[Entity, str]:
+    """One of the entities, by its shape, by both words, or by its colour where the other has not the same."""
+    it = _one(world, rng)
+    forms = [it.shape, it.name]
+    if world.entities[0].colour != world.entities[1].colour:
+        forms.append(f"{it.colour} one")
+    return it, forms[int(rng.integers(len(forms)))]
+
+
 def _colour(world: TwoShapes, rng: np.random.Generator) -> Question:
     it = _one(world, rng)
     return Question("semantic.color", it.colour, f"what color is the {it.shape} ?", it.colour, it.shape)
 
 
 def _bin(world: TwoShapes, rng: np.random.Generator, group: str, axis: int) -> Question:
-    it = _one(world, rng)
+    it, name = _referred(world, rng)
     cell = str(min(int(it.centre[axis] * BINS), BINS - 1))
-    return Question(f"bin.{group}", cell, f"which {group} is the {it.shape} in ?", cell, it.shape)
+    return Question(f"bin.{group}", cell, f"which {group} is the {name} in ?", cell, name)
 
 
 def _column(world: TwoShapes, rng: np.random.Generator) -> Question:
