@@ -715,3 +715,11 @@ def test_what_cannot_be_measured_is_refused(vlm, change, message):
     asked, groups = options.pop("examples"), options.pop("groups")
     with pytest.raises(ValueError, match=message):
         head_ablation.measure(vlm, asked, groups, **options)
+
+
+def test_the_summary_keeps_the_order_of_the_groups(vlm, table):
+    rows = head_ablation.summary(table)
+    assert list(zip(rows["heads"], rows["how"], strict=True)) == [
+        ("none", "none"),
+        *((name, how) for how in ("mean", "zero") for name in GROUPS),
+    ]

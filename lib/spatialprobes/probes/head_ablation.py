@@ -164,7 +164,8 @@ def summary(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     clusters = margins.index.get_level_values("cluster").to_numpy()
     whole = correct[NONE, NONE, -1], margins[NONE, NONE, -1]
     rows = [{"heads": NONE, "how": NONE, **_named("accuracy", _interval(whole[0], clusters, n, seed, (0, 1)), bare=True)}]
-    for name, kind in dict.fromkeys((name, kind) for name, kind, draw in margins.columns if draw < 0 and name != NONE):
+    tested = frame.loc[(frame["draw"] < 0) & (frame["heads"] != NONE), ["heads", "how"]].drop_duplicates()
+    for name, kind in tested.itertuples(index=False):
         got, margin = correct[name, kind, -1], margins[name, kind, -1]
         row = {"heads": name, "how": kind, **_named("accuracy", _interval(got, clusters, n, seed, (0, 1)), bare=True)}
         row |= _named("drop", _interval(whole[0], clusters, n, seed, (0, 1), got))
