@@ -263,6 +263,23 @@ def test_the_shape_alone_and_even_attention(tiny_llava):
     assert shape["chance_second"].unique().tolist() == pytest.approx([1 / seen])
 
 
+def test_even_attention_favours_longer_names(tiny_llava_pieces):
+    """Of a long and a short name, even attention gives the caption's first its length, on whichever side it stands."""
+    vlm = VLM.load(str(tiny_llava_pieces))
+    frame = text_only.measure(vlm, text_only.pairs([example("s", SAID[0])]), template="raw")
+    tokens = frame.groupby("member")[["first_tokens", "second_tokens"]].first()
+    assert tokens.loc[1, "first_tokens"] != tokens.loc[1, "second_tokens"]
+    assert tokens.loc[1].tolist() == tokens.loc[2].tolist()[::-1]
+    found = text_only.split(frame, by=()).iloc[0]
+    even = []
+    for text, word in ((SAID[0], "left"), (published("blue square", "red circle", "right"), "right")):
+        asking = encode_text(vlm, [example("m", text)], template="raw").spans[0].word(word)
+        even.append(np.mean([1 / (place + 1) for place in asking.tolist()]))
+    longer = tokens.loc[1, "first_tokens"] - tokens.loc[1, "second_tokens"]
+    assert found["content_chance"] == pytest.approx(longer * (even[0] + even[1]) / 2)
+    assert found["positional_chance"] == pytest.approx(longer * (even[0] - even[1]) / 2)
+
+
 def test_a_relation_before_its_entity_is_refused_and_the_last_token_sees_both(tiny_llava):
     vlm = VLM.load(str(tiny_llava))
     found = text_only.pairs([example("l", "a red circle left of a blue square .")])
@@ -290,7 +307,7 @@ def planted(a1, a2, relations=None, clusters=None, tokens=1):
                     "pair": f"p{pair:03}", "cluster": f"c{pair if clusters is None else clusters[pair]:03}",
                     "relation": "left" if relations is None else relations[pair], "member": member, "layer": layer, "head": head,
                     "asymmetry": value, "first_tokens": tokens if np.isscalar(tokens) else tokens[pair], "second_tokens": 1,
-                    "entity": "shape",
+                    "entity": "shape", "chance_first": 0.1, "chance_second": 0.1,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows).sample(frac=1, random_state=0)

@@ -38,7 +38,7 @@ COLUMNS = (
 )  # fmt: skip
 SPLIT = (
     "positional", "positional_low", "positional_high", "positional_p", "positional_q", "content", "content_low", "content_high",
-    "p", "q", "n", "clusters",
+    "p", "q", "positional_chance", "content_chance", "n", "clusters",
 )  # fmt: skip
 _ENDS = {"": "mean", "_low": "low", "_high": "high", "_p": "p"}
 
@@ -151,7 +151,8 @@ def split(frame: pd.DataFrame, *, by: Sequence[str] = ("layer", "head", "relatio
     With a1 the asymmetry of the caption and a2 that of its counterfactual: positional = (a1 + a2) / 2, what both share, towards
     the first mention; content = (a1 - a2) / 2, towards the entity that the caption mentions first, wherever it is mentioned. By
     relation it says which end of "left" is preferred; pooled over left and right see `oriented`. Both are 0 for a model that
-    favours neither, and that is what p tests (signs flipped by cluster; q: Benjamini-Hochberg over the table).
+    favours neither, and that is what p tests (signs flipped by cluster; q: Benjamini-Hochberg over the table). *_chance: the part
+    if attention were even over tokens, which is 0 but for entities of unequally many tokens.
     by: among layer, head and relation; what is left out is averaged, pair by pair. Intervals: whole clusters resampled. A group
     of one cluster has an estimate alone.
     Raises ValueError for another `by`, a missing column, and a pair without one of its members or with one twice.
@@ -173,13 +174,15 @@ def split(frame: pd.DataFrame, *, by: Sequence[str] = ("layer", "head", "relatio
 
 def _parts(both: pd.DataFrame, kept: list[str], seed: int) -> pd.DataFrame:
     """Both parts of the asymmetries, a row for each of what is kept; without what needs the whole table."""
-    wide = both.groupby(["cluster", "pair", *kept])[["a1", "a2"]].mean().unstack(kept)
-    a1, a2 = (pd.DataFrame(wide[name]) for name in ("a1", "a2"))
+    wide = both.groupby(["cluster", "pair", *kept])[["a1", "a2", "even1", "even2"]].mean()
+    wide = wide.unstack(kept) if kept else wide
+    labels = wide["a1"].columns.to_frame(index=False) if kept else pd.DataFrame(index=[0])
+    a1, a2, even1, even2 = (wide[name].to_numpy().reshape(len(wide), -1) for name in ("a1", "a2", "even1", "even2"))
     clusters = wide.index.get_level_values("cluster").to_numpy()
-    positional, content = (columns(part.to_numpy() / 2, clusters, seed=seed) for part in (a1 + a2.to_numpy(), a1 - a2.to_numpy()))
-    labels = a1.columns.to_frame(index=False) if kept else pd.DataFrame(index=[0])
+    positional, content = (columns(part / 2, clusters, seed=seed) for part in (a1 + a2, a1 - a2))
     found = {f"positional{end}": getattr(positional, name) for end, name in _ENDS.items()}
     found |= {f"content{end}": getattr(content, name) for end, name in _ENDS.items()}
+    found |= {"positional_chance": (even1 + even2).mean(0) / 2, "content_chance": (even1 - even2).mean(0) / 2}
     return labels.assign(**found, n=content.n, clusters=content.clusters).rename(columns={"content_p": "p"})
 
 
@@ -214,13 +217,17 @@ def as_published(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _asymmetries(frame: pd.DataFrame) -> pd.DataFrame:
-    """[pair, cluster, relation, layer, head, a1, a2] of a table of `measure`."""
-    needed = ["pair", "cluster", "relation", "layer", "head", "member", "asymmetry"]
-    if missing := [name for name in needed if name not in frame.columns]:
-        raise ValueError(f"the column {missing[0]!r} is missing; there: {', '.join(map(str, frame.columns))}")
+    """[pair, cluster, relation, layer, head, a1, a2, even1, even2] of a table of `measure`: both members' asymmetries, and what
+    they would be if attention were even.
+    """
+    key = ["pair", "cluster", "relation", "layer", "head"]
+    for name in (*key, "member", "asymmetry", "chance_first", "chance_second"):
+        if name not in frame.columns:
+            raise ValueError(f"the column {name!r} is missing; there: {', '.join(map(str, frame.columns))}")
     if (twice := frame.duplicated(["pair", "layer", "head", "member"])).any():
         raise ValueError(f"pair {frame.loc[twice, 'pair'].iloc[0]!r} stands twice: give one model's rows, and ids that differ")
-    wide = frame.pivot(index=needed[:5], columns="member", values="asymmetry")
-    if set(wide.columns) != {1, 2} or wide.isna().any(axis=None):
+    values = frame.assign(a=frame["asymmetry"], even=frame["chance_first"] - frame["chance_second"])
+    wide = values.pivot(index=key, columns="member", values=["a", "even"])
+    if set(frame["member"]) != {1, 2} or wide.isna().any(axis=None):
         raise ValueError("every pair needs member 1, the caption, and member 2, its counterfactual")
-    return wide.rename(columns={1: "a1", 2: "a2"}).reset_index()
+    return wide.set_axis([f"{name}{member}" for name, member in wide.columns], axis=1).reset_index()
