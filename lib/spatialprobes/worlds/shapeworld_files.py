@@ -17,7 +17,7 @@ import pandas as pd
 from spatialprobes.examples import Example
 from spatialprobes.images import ImageError, open_image
 from spatialprobes.sources.json_files import read_json
-from spatialprobes.worlds import shapeworld_format as form_of
+from spatialprobes.worlds import shapeworld_format as layout
 from spatialprobes.worlds.shapeworld import TwoShapes, holds, picture
 from spatialprobes.worlds.shapeworld_examples import Form, check_count, example
 from spatialprobes.worlds.shapeworld_questions import caption
@@ -98,11 +98,11 @@ def write(worlds: Sequence[TwoShapes], folder: str | Path, *, per_shard: int = 1
         shard = root / f"shard{start // per_shard}"
         shard.mkdir(parents=True)
         part = worlds[start : start + per_shard]
-        for name, text in form_of.texts(part).items():
+        for name, text in layout.texts(part).items():
             (shard / name).write_text(text, encoding="utf-8", newline="\n")
         for index, one in enumerate(part):
             picture(one).save(shard / f"world-{index}.png")
-    specification = form_of.specification(Path(folder).as_posix())
+    specification = layout.specification(Path(folder).as_posix())
     (Path(folder) / "agreement-relational.json").write_text(specification, encoding="utf-8")
 
 
@@ -186,8 +186,8 @@ def _checked(row: _Row, shard: Path) -> TwoShapes:
         raise ValueError(f"agreement is {row.agreement!r}, not a number") from None
     if agreement != 1:
         raise ValueError(f"agreement is {row.agreement}: the caption is not said to be true of the world")
-    entities, size = form_of.entities(row.world)
-    shown = form_of.stated(row.tree, entities)
+    entities, size = layout.entities(row.world)
+    shown = layout.stated(row.tree, entities)
     subject, reference = shown.pair
     if " ".join(row.caption.split()) != (expected := caption(subject, reference, shown.relation)):
         raise ValueError(f"the caption reads {row.caption!r}; its model says {expected!r}")
