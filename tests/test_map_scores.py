@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from spatialprobes import paths
 from spatialprobes.examples import Example, Object
-from spatialprobes.probes import map_baseline, map_metrics, map_scores, map_targets
+from spatialprobes.probes import map_baseline, map_metrics, map_scores, map_targets, maps
 from spatialprobes.probes.map_records import Maps, Panels
 from spatialprobes.stats import benjamini_hochberg, bootstrap, permutation_test
+from spatialprobes.vlm import VLM
+from spatialprobes.worlds.lab_relations import lab_relations
 
 GRID = (5, 6)
 WORDS = {"subject": "red circle", "reference": "square"}
@@ -449,3 +452,24 @@ def test_a_map_of_what_is_bright_falls_to_chance_on_shuffled_pictures():
         lift, auc = summed.loc[(target, "lift")], summed.loc[(target, "auc")]
         assert lift["difference_low"] > 0.5 and auc["difference_low"] > 0.3 and lift["p"] == auc["p"] == 1 / 10_001
         assert lift["shuffled"] == pytest.approx(1, abs=0.15) and auc["shuffled"] == pytest.approx(0.5, abs=0.06)
+
+
+# ---- a model ----
+def test_the_labs_model_binds_words_to_objects_in_pictures_that_are_whole():
+    """From pictures to binding: one head of lab-llava looks at the word's own object, and at nothing once cells are shuffled."""
+    if not (paths.lab_folder() / "lab-llava" / "config.json").is_file():
+        pytest.skip("lab-llava has not been trained yet")
+    vlm, asked = VLM.load("lab-llava"), lab_relations(40, 5)
+    whole = maps.extract(vlm, asked)
+    grid = tuple(whole.index[["rows", "cols"]].iloc[0])
+    others = map_baseline.shuffled(asked, grid)
+    real = map_scores.by_head(whole, asked, metrics=["lift"])
+    wrong = map_scores.by_head(maps.extract(vlm, others), others, metrics=["lift"])
+    bound = map_scores.binding(real).set_index(["layer", "head"])
+    best = bound["difference"].idxmax()
+    assert bound.loc[best, "low"] > 3 and bound.loc[best, "q"] < 0.01 and bound.loc[best, "n"] == 40
+    assert abs(map_scores.binding(wrong).set_index(["layer", "head"]).loc[best, "difference"]) < 1
+    summed = map_scores.summary(real, wrong, by=("layer", "head", "role", "target", "metric"))
+    summed = summed.set_index(["layer", "head", "role", "target"]).sort_index().loc[best]
+    for role, other in itertools.permutations(WORDS):
+        assert summed.loc[(role, role), "difference_low"] > 3 > summed.loc[(role, other), "difference_high"]

@@ -161,16 +161,10 @@ def _scored(
         else:
             values = np.stack([weights[row].reshape(1, -1, *grid) for row in rows]).astype(float)
         for name, (which, value, expected) in _measured(values, held, chosen, definition, (seed, number)).items():
-            needs = chosen[name].needs
-            lacking = np.full((len(rows), 1), "", object) if needs == ON_MAP else held.reasons[needs][:, which]
-            codes.add(
-                rows,
-                name,
-                which if needs != ON_MAP else [-1],
-                value,
-                expected,
-                np.full_like(lacking, problem) if problem else lacking,
-            )
+            on_map = chosen[name].needs == ON_MAP
+            lacking = np.full((len(rows), 1), "", object) if on_map else held.reasons[chosen[name].needs][:, which]
+            lacking = np.full_like(lacking, problem) if problem else lacking
+            codes.add(rows, name, [len(targets.NAMES)] if on_map else which, value, expected, lacking)
     return codes.frame(index, places)
 
 
@@ -274,7 +268,7 @@ class _Codes:
         for name in LABELS:
             codes, values = pd.factorize(index[name])
             columns[name] = pd.Categorical.from_codes(codes[found["row"]], values)
-        columns["target"] = pd.Categorical.from_codes(found["target"] % 4, [*targets.NAMES, ON_MAP])
+        columns["target"] = pd.Categorical.from_codes(found["target"], [*targets.NAMES, ON_MAP])
         columns["metric"] = pd.Categorical.from_codes(found["metric"], self.metrics)
         if places is not None:
             columns |= {name: places[name].to_numpy()[found["place"]] for name in places}
