@@ -1,6 +1,8 @@
 """Spatial against neutral words: captions differ in one phrase, maps are eager attention's, pairs are compared as pairs."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from spatialprobes.examples import Example, Object
 from spatialprobes.probes import spatial_words
 from spatialprobes.stats import benjamini_hochberg, bootstrap, permutation_test
 from spatialprobes.vlm import VLM
+from spatialprobes.worlds.shapeworld_files import read
 from spatialprobes.worlds.shapeworld_questions import ASKED, STATED
 
 PUBLISHED = f"there are two shapes a red circle and a blue square . {ASKED} {STATED}"
@@ -77,6 +80,21 @@ def test_captions_that_cannot_be_reworded_are_refused():
         spatial_words.neutral(grounded(CLAUSES), relation="words")
 
 
+def test_every_real_caption_can_be_reworded():
+    root = os.environ.get("SPATIALPROBES_REAL_DATA")
+    if not root:
+        pytest.skip("SPATIALPROBES_REAL_DATA is not set: no real ShapeWorld worlds here")
+    asked = read(Path(root) / "shapeworld").examples
+    pairs = spatial_words.neutral(asked)
+    assert len(pairs) == 300
+    for example, pair in zip(asked, pairs, strict=True):
+        said = [pair.members[member].question.split() for member in spatial_words.MEMBERS]
+        assert " ".join(said[0]) == example.meta["caption"] and said[0][-2] == example.meta["relation"] == pair.relation
+        assert [words[:-2] for words in said[1:]] == [said[0][:-2]] * 2
+        assert [words[-2:] for words in said[1:]] == [["adjacent", "."], ["near", "."]]
+        assert pair.words["neutral"]["subject"] == example.meta["subject"]
+
+
 # ---- the maps ----
 
 
@@ -124,6 +142,21 @@ def test_flatness_is_that_of_eager_maps_by_layer_and_of_their_mean(both, relatio
     assert frame["entropy"].max() < 1 - 1e-4 and frame["dispersion"].std() > 0.01  # no map is flat, and they differ
     flat = [(i - 2.5) ** 2 + (j - 2.5) ** 2 for i in range(6) for j in range(6)]
     assert frame["flat_dispersion"].to_numpy() == pytest.approx(np.mean(flat), rel=1e-5)
+
+
+def test_layers_the_system_prompt_and_the_store_are_those_asked_for(tiny_llava, tmp_path):
+    vlm, pairs = VLM.load(str(tiny_llava)), spatial_words.neutral(grounded(CLAUSES[:2]))
+    whole = spatial_words.measure(vlm, pairs)
+    one = spatial_words.measure(vlm, pairs, layers=[1], aggregates=("mean", "last_third"))
+    for how in ("mean", "last_third", "layer"):
+        own = one[one["how"] == how]["entropy"].to_numpy()
+        assert own == pytest.approx(whole[whole["layer"] == 1]["entropy"].to_numpy(), abs=1e-7)
+    bare = spatial_words.measure(vlm, pairs, system=None)
+    assert (bare["entropy"] - whole["entropy"]).abs().max() > 1e-6
+    kept = [spatial_words.measure(vlm, pairs, store=tmp_path / "maps") for _ in range(2)]
+    assert list((tmp_path / "maps").iterdir())
+    for again in kept:
+        assert again["entropy"].to_numpy() == pytest.approx(whole["entropy"].to_numpy(), abs=1e-4)
 
 
 def test_what_stands_before_the_relation_cannot_change_with_it(both):

@@ -263,6 +263,16 @@ def test_the_shape_alone_and_even_attention(tiny_llava):
     assert shape["chance_second"].unique().tolist() == pytest.approx([1 / seen])
 
 
+def test_layers_and_the_system_prompt_are_those_asked_for(tiny_llava):
+    vlm = VLM.load(str(tiny_llava))
+    found = text_only.pairs([example("s", SAID[0])])
+    whole, one, bare = (text_only.measure(vlm, found, **own) for own in ({}, {"layers": [1]}, {"system": None}))
+    pd.testing.assert_frame_equal(one, whole[whole["layer"] == 1].reset_index(drop=True))
+    words = len(vlm.default_system.split())
+    assert (1 / bare["chance_second"] * 2 + words).tolist() == pytest.approx((1 / whole["chance_second"] * 2).tolist())
+    assert (whole["to_first"] - bare["to_first"]).abs().min() > 0
+
+
 def test_even_attention_favours_longer_names(tiny_llava_pieces):
     """Of a long and a short name, even attention gives the caption's first its length, on whichever side it stands."""
     vlm = VLM.load(str(tiny_llava_pieces))
