@@ -256,8 +256,14 @@ def test_several_worlds_of_a_caption_are_read(shard):
 
 
 # ---- what does not fit ----
-def turned(entity):
-    entity["rotation"] = (entity["rotation"] + 0.11) % 1
+def moved(entity):
+    for point in (entity["center"], *entity["bounding_box"].values()):
+        point["x"] += 1.5
+
+
+def doubled(world):
+    """Both shapes with one name: shape and colour of the first, each still with the box that it has."""
+    world["entities"][1] = {**world["entities"][0], "id": 1}
 
 
 SPOILT = {
@@ -270,6 +276,9 @@ SPOILT = {
         (lambda w: w["entities"][0]["center"].update(x="left"), "'left' stands in the world model where a number is needed"),
         (lambda w: w["entities"][0].update(rotation=float("nan")), "nan stands in the world model"),
         (lambda w: w["entities"][1]["bounding_box"]["topleft"].update(x=-0.2), "bounding box is .*; its shape extends over"),
+        (lambda w: moved(w["entities"][0]), "box .* lies outside the picture"),
+        (lambda w: w["entities"][0]["shape"]["size"].update(y=0), "a shape has an extent"),
+        (doubled, "the caption names '.*'; (both shapes are that|in the world are)"),
         (lambda w: w.update(size=64), "has 100 x 100 pixels; its world has 64 x 64"),
         (lambda w: w.update(size=0), "size is 0"),
     ],
