@@ -17,6 +17,7 @@ from spatialprobes.families import Frame
 from spatialprobes.probes import map_chance, map_metrics, map_targets
 from spatialprobes.probes.map_scores import METRICS
 from spatialprobes.spans import Spans
+from spatialprobes.worlds.shapeworld_files import read
 
 ON_MASK = ("hit", "mass", "lift", "auc", "distance", "com", "iou", "soft_iou", "in_out_ratio")
 SOUND = ("hit", "mass", "lift", "auc", "distance")
@@ -305,6 +306,16 @@ def shape(entity):
 
 def corners(box):
     return tuple(box[corner][axis] for corner in ("topleft", "bottomright") for axis in "xy")
+
+
+def test_the_files_reader_says_what_the_study_needs(worlds):
+    """Boxes, relation and order as read here from the files by other means."""
+    data = read(Path(os.environ["SPATIALPROBES_REAL_DATA"]) / "shapeworld/agreement/relational")
+    assert data.problems.empty and len(data.examples) == 300
+    for one, ours in zip(data.examples, worlds, strict=True):
+        assert one.meta["relation"] == ours.meta["relation"] and one.meta["world_order"] == ours.meta["world_order"]
+        boxes = [[thing.box for thing in each.objects] for each in (one, ours)]
+        assert np.array(boxes[0]) == pytest.approx(np.array(boxes[1]))
 
 
 def test_the_studys_relation_target_vanishes_wherever_the_orders_agree(worlds):

@@ -220,6 +220,8 @@ def test_what_is_refused():
     panels = panels_of(asked)
     with pytest.raises(KeyError, match=r"maps of 1 examples that are not given: 'e1'"):
         map_scores.score(panels, asked[:1])
+    with pytest.raises(ValueError, match="3 examples have 2 ids; ids must differ"):
+        map_scores.score(panels, [*asked, asked[0]])
     with pytest.raises(KeyError, match="unknown metric 'lifts'; nearest: 'lift'; there are hit, mass"):
         map_scores.score(panels, asked, metrics=["lifts"])
     with pytest.raises(ValueError, match="definition='published' is unknown; one of 'corrected', 'as_published'"):

@@ -2,7 +2,8 @@
 
 The null is that cells are exchangeable: the map keeps its values, peaked or flat, and says nothing of where. It is exact in
 closed form for most measures, and simulated from a seed for those that are not linear in the map. For the entropy, which no
-dealing changes, chance is the flat map. All cells of the grid are dealt to, also those that show padding and no picture.
+dealing changes, chance is the flat map. All cells of the grid are dealt to, also those that show padding and no picture, and
+those that a causal map could not see: there, compare with shuffled pictures.
 """
 
 from __future__ import annotations

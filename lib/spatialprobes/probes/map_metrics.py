@@ -169,13 +169,15 @@ def average_ranks(values: Float[np.ndarray, "*n cell"]) -> Float[np.ndarray, "*n
     """Ranks from 1 along the last axis; values that tie have the mean of their ranks."""
     order = np.argsort(values, axis=-1)
     ordered = np.take_along_axis(values, order, -1)
-    places = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
     changes = np.ones((*values.shape[:-1], values.shape[-1] + 1), bool)
     changes[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
-    first = np.maximum.accumulate(np.where(changes[..., :-1], places, 0), axis=-1)
-    last = np.minimum.accumulate(np.where(changes[..., 1:], places, values.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
+    places = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
+    if not changes.all():  # some tie
+        first = np.maximum.accumulate(np.where(changes[..., :-1], places, 0), axis=-1)
+        last = np.minimum.accumulate(np.where(changes[..., 1:], places, values.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
+        places = (first + last) / 2
     ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, -1)
+    np.put_along_axis(ranks, order, places + 1, -1)
     return ranks
 
 

@@ -107,7 +107,8 @@ def score(
     metrics: names of `METRICS`; None for `BETTER`, or `PUBLISHED` with definition "as_published", which also takes boxes, axis
     and the relation's target as the study does (map_targets.py). chance: the expectation under the null of map_chance.py, some
     of it simulated from `seed`. left_out: why a value is NaN, "" where it is not; words without a map are there too.
-    Raises KeyError for a map of an example that is not given or an unknown metric, ValueError for an unknown definition.
+    Raises KeyError for a map of an example that is not given or an unknown metric, ValueError for an unknown definition and for
+    ids that stand twice.
     """
     _check_definition(definition)
     chosen = _chosen(metrics, PUBLISHED if definition == "as_published" else BETTER)
@@ -142,6 +143,8 @@ def _scored(
 ) -> pd.DataFrame:
     """weights: of each map, [head, ...]; places: layer and head of each head, None for maps that have none."""
     known = {example.id: example for example in examples}
+    if len(known) < len(examples):
+        raise ValueError(f"{len(examples)} examples have {len(known)} ids; ids must differ")
     asked = [*maps.index["example"], *maps.left_out["example"]]
     if missing := [name for name in dict.fromkeys(asked) if name not in known]:
         raise KeyError(f"maps of {len(missing)} examples that are not given: {', '.join(map(repr, missing[:3]))}")
