@@ -68,7 +68,8 @@ def from_seeds(
         for example, shown in zip(chunk, which, strict=True):
             grid, frame = pictures.grids[shown], pictures.frames[shown]
             if grid is None:
-                drawn.leave_out(example, f"its {len(pictures.tokens[shown])} vision tokens have no grid to draw a map on")
+                count = pictures.tokens[shown].count(vlm.family.image_token_id(vlm.model))
+                drawn.leave_out(example, f"its {count} vision tokens have no grid to draw a map on")
                 continue
             places[shown] = (*map(float, (*grid, *frame.scale, *frame.shift)),)
             found, lost = seeds_of(example, places[shown], seeds, seed)
