@@ -315,7 +315,7 @@ def test_the_files_reader_says_what_the_study_needs(worlds):
     for one, ours in zip(data.examples, worlds, strict=True):
         assert one.meta["relation"] == ours.meta["relation"] and one.meta["world_order"] == ours.meta["world_order"]
         boxes = [[thing.box for thing in each.objects] for each in (one, ours)]
-        assert np.array(boxes[0]) == pytest.approx(np.array(boxes[1]))
+        assert np.array(boxes[0]) == pytest.approx(np.clip(boxes[1], 0, 1))  # one box reaches beyond the picture
 
 
 def test_the_studys_relation_target_vanishes_wherever_the_orders_agree(worlds):
