@@ -122,6 +122,26 @@ def test_any_statement_can_be_put_in_the_published_form():
     assert found[1] == text_only.pairs(asked)[1]
 
 
+def test_neutral_pairs_say_one_word_wherever_left_was_said_and_another_for_right():
+    for text, said in (
+        (
+            "a red circle left of a blue square .",
+            ["a red circle next to a blue square .", "a blue square close to a red circle ."],
+        ),
+        ("is the red circle under the cross ?", ["is the red circle near the cross ?", "is the cross beside the red circle ?"]),
+        (SAID[0], [published("red circle", "blue square", "adjacent"), published("blue square", "red circle", "near")]),
+        (SAID[1], [published("green cross", "red square", "adjacent"), published("red square", "green cross", "near")]),
+    ):
+        (pair,), (plain,) = (text_only.pairs([example("s", text)], words=words) for words in ("neutral", "relation"))
+        assert [member.text for member in pair.members] == said and pair.relation == plain.relation
+        for member, other in zip(pair.members, plain.members, strict=True):
+            for which in ("first", "second"):
+                assert member.of(member.noun(which)) == other.of(other.noun(which))
+            assert member.of(member.word()) in ("next", "close", "beside", "near", "adjacent")
+    with pytest.raises(ValueError, match="words='none' is unknown"):
+        text_only.pairs([example("s", SAID[0])], words="none")
+
+
 def test_every_real_caption_is_taken_apart_as_its_model_says():
     root = os.environ.get("SPATIALPROBES_REAL_DATA")
     if not root:
@@ -408,6 +428,40 @@ def test_orienting_is_the_same_as_stating_the_pair_from_the_other_end(tiny_llava
     turned = text_only.oriented(found[1]).sort_values(key, ignore_index=True)
     straight = found[0].sort_values(key, ignore_index=True)
     pd.testing.assert_frame_equal(turned, straight, rtol=1e-4, atol=1e-6)
+
+
+def test_excess_is_the_size_of_content_over_that_of_the_control():
+    (a1, a2), (b1, b2) = drawn(1, layers=1, heads=2) / 10, drawn(2, layers=1, heads=2) / 10
+    relations, clusters = ["left", "above"] * 6, np.arange(12) // 3
+    frame = planted(a1 + 0.5, a2 - 0.5, relations, clusters)
+    for sign in (1, -1):  # which neutral word stands for which direction means nothing
+        control = planted(b1 + sign * 0.2, b2 - sign * 0.2, relations, clusters)
+        for by in (("head", "relation"), ("head",), ()):
+            found = text_only.against_neutral(frame, control, by=by, seed=5)
+            splits = [text_only.split(table, by=by, seed=5) for table in (frame, control)]
+            assert found["content"].tolist() == pytest.approx(splits[0]["content"].tolist())
+            assert found["control"].tolist() == pytest.approx(splits[1]["content"].tolist())
+            for row in found.itertuples():
+                own = np.array([name == getattr(row, "relation", name) for name in relations])
+                heads = [row.head] if "head" in by else [0, 1]
+                one, other = ((first - second)[own][:, 0, heads].mean(1) / 2 for first, second in ((a1, a2), (b1, b2)))
+                expected = bootstrap(one + 0.5, clusters[own], paired=sign * other + 0.2, seed=5)
+                assert (row.excess, row.low, row.high) == pytest.approx(expected[:3])
+                assert (row.n, row.clusters) == expected[3:]
+    with pytest.raises(ValueError, match="the control is of other pairs"):
+        text_only.against_neutral(frame, planted(b1[:6], b2[:6], relations, clusters))
+    with pytest.raises(ValueError, match="by='word' is unknown"):
+        text_only.against_neutral(frame, frame, by=("word",))
+
+
+def test_a_random_model_has_content_too(tiny_llava):
+    """Why content alone is no binding: two words look at first and second mentions differently, whatever they mean."""
+    vlm = VLM.load(str(tiny_llava))
+    names = [f"{colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "cross")]
+    asked = [example(f"{a}-{b}", published(a, b, "left")) for a in names for b in names if a != b]
+    frame = text_only.measure(vlm, text_only.pairs(asked), template="raw", entity="shape")
+    found = text_only.split(frame, by=("layer", "head"))
+    assert (found["q"] < 0.01).sum() >= 2
 
 
 def test_the_study_drops_pairs_of_several_tokens_and_counts_them():

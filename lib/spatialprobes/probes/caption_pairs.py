@@ -19,6 +19,7 @@ from spatialprobes.worlds.shapeworld_questions import ASKED, STATED
 
 Range = tuple[int, int]
 Form = Literal["as_stated", "published"]
+Words = Literal["relation", "neutral"]
 
 
 class Phrase(NamedTuple):
@@ -106,23 +107,33 @@ class CaptionPair:
     members: tuple[Statement, Statement]
 
 
-def pairs(examples: Sequence[Example], *, form: Form = "as_stated") -> list[CaptionPair]:
+def pairs(examples: Sequence[Example], *, form: Form = "as_stated", words: Words = "relation") -> list[CaptionPair]:
     """A pair for each example, of its ``meta["caption"]`` or else of its question.
 
     form: "as_stated", the example's own sentence; "published" puts the same entities and relation into the study's caption,
-    whose relation stands behind both entities. Raises ValueError naming the first text that cannot be taken apart (`unparsed`
-    lists all of them) and for an unknown form.
+    whose relation stands behind both entities. words: "neutral" is the control, in which two words without a direction stand
+    for the two that reverse each other: "adjacent" (in a clause "next to" or "beside") wherever left or above was said, "near"
+    ("close to") wherever right or below was. Raises ValueError naming the first text that cannot be taken apart (`unparsed`
+    lists all of them), and for an unknown choice.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"form={form!r} is unknown; one of {', '.join(map(repr, get_args(Form)))}")
+    for name, value, legal in (("form", form, get_args(Form)), ("words", words, get_args(Words))):
+        if value not in legal:
+            raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(map(repr, legal))}")
     found = []
     for example in examples:
         statement = stated(example)
         if form == "published":
             statement = parse(_published(statement))
         members = (statement, counterfactual(statement))
+        if words == "neutral":
+            members = tuple(map(_without_direction, members))
         found.append(CaptionPair(example.id, example.cluster or example.id, statement.says.relation, members))
     return found
+
+
+def _without_direction(statement: Statement) -> Statement:
+    says = statement.says
+    return reworded(statement, says.neutral if says.relation in ("left", "above") else says.control)
 
 
 def unparsed(examples: Sequence[Example]) -> pd.DataFrame:
@@ -178,10 +189,15 @@ def counterfactual(statement: Statement) -> Statement:
     return parse(_replaced(statement.text, parts))
 
 
-def reworded(statement: Statement, phrase: str) -> tuple[str, Range]:
-    """The text with another relation phrase, and where that phrase stands."""
-    start, _ = statement.relation
-    return _replaced(statement.text, {statement.relation: phrase}), (start, start + len(phrase))
+def reworded(statement: Statement, phrase: str) -> Statement:
+    """The same with another relation phrase; `says` stays what it was made from."""
+    start, end = statement.relation
+    later = len(phrase) - (end - start)
+    first, second = (
+        (low + later, high + later) if low >= end else (low, high) for low, high in (statement.first, statement.second)
+    )
+    text = _replaced(statement.text, {statement.relation: phrase})
+    return Statement(text, first, second, (start, start + len(phrase)), statement.says)
 
 
 def _replaced(text: str, parts: dict[Range, str]) -> str:

@@ -73,8 +73,8 @@ def _worded(example: Example, statement: Statement, whole: bool) -> WordPair:
     says, place = statement.says, statement.relation
     members, words = {}, {}
     for member, phrase in zip(MEMBERS, (statement.of(place), says.neutral, says.control), strict=True):
-        text, span = reworded(statement, phrase)
-        own = text[slice(*dataclasses.replace(statement, text=text, relation=span).word())]
+        made = reworded(statement, phrase)
+        text, own = made.text, made.of(made.word())
         words[member] = {
             "subject": statement.of(statement.noun("first")),
             "reference": statement.of(statement.noun("second")),

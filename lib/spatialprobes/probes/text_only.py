@@ -4,6 +4,10 @@ A caption is read, and its counterfactual, in which the entities are exchanged a
 is the same in both (a preference for the first or the second mention) is positional, what turns with the entities is content.
 The study's score adds the two asymmetries by place, which is twice the positional part, and so cannot show what it was made for.
 
+Content is not yet binding. "left" and "right" are two words, any two words may look at first and second mentions differently,
+and in a random model they do. The control is the same pair with two words that have no direction (``pairs(...,
+words="neutral")``): `against_neutral` says by how much the content of relation words exceeds it.
+
 A relation word sees only what stands before it. In a clause ("a red circle left of a blue square .") that is the first entity
 alone: put such a sentence into the published caption (``pairs(..., form="published")``), or ask the last token (query="end").
 Knows no pictures and no figures.
@@ -21,14 +25,24 @@ import torch
 from spatialprobes.capture import capture
 from spatialprobes.examples import Example, batches
 from spatialprobes.probes.caption_pairs import CaptionPair, Statement, pairs, unparsed
-from spatialprobes.probes.paired_columns import columns
+from spatialprobes.probes.paired_columns import columns, excess
 from spatialprobes.spans import Spans
 from spatialprobes.stats import benjamini_hochberg
 from spatialprobes.text_prompts import Template, encode_text
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds.shapeworld_questions import OPPOSITE
 
-__all__ = ["CaptionPair", "as_published", "measure", "oriented", "pairs", "published_pairs", "split", "unparsed"]
+__all__ = [
+    "CaptionPair",
+    "against_neutral",
+    "as_published",
+    "measure",
+    "oriented",
+    "pairs",
+    "published_pairs",
+    "split",
+    "unparsed",
+]
 
 Entity = Literal["phrase", "shape"]
 Query = Literal["relation", "end"]
@@ -157,9 +171,7 @@ def split(frame: pd.DataFrame, *, by: Sequence[str] = ("layer", "head", "relatio
     of one cluster has an estimate alone.
     Raises ValueError for another `by`, a missing column, and a pair without one of its members or with one twice.
     """
-    legal = ("layer", "head", "relation")
-    if wrong := [name for name in by if name not in legal]:
-        raise ValueError(f"by={wrong[0]!r} is unknown; among {', '.join(legal)}")
+    _check_by(by)
     kept = [name for name in ("layer", "head") if name in by]
     both = _asymmetries(frame)
     groups = both.groupby("relation") if "relation" in by else [("", both)]
@@ -174,16 +186,55 @@ def split(frame: pd.DataFrame, *, by: Sequence[str] = ("layer", "head", "relatio
 
 def _parts(both: pd.DataFrame, kept: list[str], seed: int) -> pd.DataFrame:
     """Both parts of the asymmetries, a row for each of what is kept; without what needs the whole table."""
-    wide = both.groupby(["cluster", "pair", *kept])[["a1", "a2", "even1", "even2"]].mean()
-    wide = wide.unstack(kept) if kept else wide
-    labels = wide["a1"].columns.to_frame(index=False) if kept else pd.DataFrame(index=[0])
-    a1, a2, even1, even2 = (wide[name].to_numpy().reshape(len(wide), -1) for name in ("a1", "a2", "even1", "even2"))
-    clusters = wide.index.get_level_values("cluster").to_numpy()
+    labels, clusters, (a1, a2, even1, even2) = _by_pair(both, kept)
     positional, content = (columns(part / 2, clusters, seed=seed) for part in (a1 + a2, a1 - a2))
     found = {f"positional{end}": getattr(positional, name) for end, name in _ENDS.items()}
     found |= {f"content{end}": getattr(content, name) for end, name in _ENDS.items()}
     found |= {"positional_chance": (even1 + even2).mean(0) / 2, "content_chance": (even1 - even2).mean(0) / 2}
     return labels.assign(**found, n=content.n, clusters=content.clusters).rename(columns={"content_p": "p"})
+
+
+def against_neutral(
+    frame: pd.DataFrame, control: pd.DataFrame, *, by: Sequence[str] = ("layer", "head", "relation"), seed: int = 0
+) -> pd.DataFrame:
+    """Content of relation words beside that of words without a direction: [*by, content, control, excess, low, high, n,
+    clusters].
+
+    control: a table of `measure` of the same examples' ``pairs(..., words="neutral")``; both oriented, or neither. excess:
+    |content| - |control|, with its interval. Which neutral word stands for which direction means nothing, so only the size of its
+    content counts; it is one pair of words, and another would give another size. by: as in `split`.
+    Raises ValueError as `split`, and where the tables are not of the same pairs, layers and heads.
+    """
+    _check_by(by)
+    kept = [name for name in ("layer", "head") if name in by]
+    key = ["pair", "cluster", "relation", "layer", "head"]
+    one, other = (_asymmetries(table).sort_values(key, ignore_index=True) for table in (frame, control))
+    if not one[key].equals(other[key]):
+        raise ValueError("the control is of other pairs, relations, layers or heads; measure both alike")
+    rows = []
+    for relation in sorted(one["relation"].unique()) if "relation" in by else [None]:
+        own = slice(None) if relation is None else one["relation"] == relation
+        (labels, clusters, (a1, a2, *_)), (_, _, (b1, b2, *_)) = (_by_pair(table[own], kept) for table in (one, other))
+        content, neutral = (a1 - a2) / 2, (b1 - b2) / 2
+        found, low, high = excess(content, neutral, clusters, seed=seed)
+        made = {"content": content.mean(0), "control": neutral.mean(0), "excess": found, "low": low, "high": high}
+        rows.append(labels.assign(relation=relation, **made, n=len(content), clusters=len(set(clusters))))
+    return pd.concat(rows, ignore_index=True)[[*by, "content", "control", "excess", "low", "high", "n", "clusters"]]
+
+
+def _check_by(by: Sequence[str]) -> None:
+    legal = ("layer", "head", "relation")
+    if wrong := [name for name in by if name not in legal]:
+        raise ValueError(f"by={wrong[0]!r} is unknown; among {', '.join(legal)}")
+
+
+def _by_pair(both: pd.DataFrame, kept: list[str]) -> tuple[pd.DataFrame, np.ndarray, list[np.ndarray]]:
+    """What each column is, the cluster of each row, and a1, a2, even1, even2 as [pair, column], means over what is not kept."""
+    values = ["a1", "a2", "even1", "even2"]
+    wide = both.groupby(["cluster", "pair", *kept])[values].mean().unstack(kept)
+    labels = wide["a1"].columns.to_frame(index=False) if kept else pd.DataFrame(index=[0])
+    clusters = wide.index.get_level_values("cluster").to_numpy()
+    return labels, clusters, [wide[name].to_numpy().reshape(len(wide), -1) for name in values]
 
 
 def published_pairs(frame: pd.DataFrame) -> pd.DataFrame:
