@@ -38,6 +38,8 @@ VALUES = {
     "d": "effect size of full − control (Cohen's d)",
     "above": "{metric}, above chance",
     "difference": "{metric}, minus that in shuffled pictures",
+    "drop": "accuracy lost (share of questions)",
+    "change": "change of the answer's margin (nats)",
     "own_minus_other": "{metric}, own box − the other's",
 }
 REGIONS = {"all": "the picture", "region": "the asked corner"}
@@ -78,8 +80,9 @@ def binding(frame: pd.DataFrame, *, metric: str = "lift", value: str = "differen
 
     Columns: layer, head, n (examples or maps), and the one called `value`. Of `map_summary.binding`: "difference", on the
     word's own box minus on the other's. Of `map_summary.summary`: "above" (minus chance) or "difference" (minus shuffled
-    pictures), with role. Optional: q (a dot below .05), metric (`metric` is drawn), target (only the rows where it is the role
-    are drawn). Raises ValueError for a missing column, a metric that is not there, or a head that stands twice.
+    pictures), with role. Of `head_ablation.summary`, a head a row: "drop", "change". Optional: q (a dot below .05), metric
+    (`metric` is drawn), target (only the rows where it is the role are drawn). Raises ValueError for a missing column, a metric
+    that is not there, or a head that stands twice.
     """
     plot = "heads.binding"
     need(frame, ("layer", "head", value, "n"), plot)
@@ -92,7 +95,8 @@ def binding(frame: pd.DataFrame, *, metric: str = "lift", value: str = "differen
     rows = rows if "role" in rows.columns else rows.assign(role="both words")
     roles = in_order(rows["role"], tuple(ROLES))
     most = reach(rows[value])
-    titles = {role: f"word of the {role}" if role in ROLES else str(role) for role in roles}
+    of_words = value in ("above", "difference")
+    titles = {role: f"word of the {role}" if of_words and role in ROLES else str(role) for role in roles}
     figure, axes, shown = grids(rows, plot, "role", value, Normalize(-most, most), roles, titles, width)
     kind = "own_minus_other" if value == "difference" and {"own", "other"} <= set(frame.columns) else value
     label = VALUES.get(kind, value.replace("_", " ")).format(metric=SHORT_METRICS.get(metric, metric_label(metric)))
@@ -126,9 +130,9 @@ def counts(frame: pd.DataFrame, *, width: str = "two") -> Figure:
 def specificity(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """Effect of chosen heads by asked corner and by where the object is: a 4x4 matrix a head, one scale, the diagonal framed.
 
-    Columns: layer, head, asked, corner (the object's), effect (attention, full minus control), low, high, n (pairs). The number
-    of a cell is bold where its 95% interval excludes 0. Raises ValueError for a missing column, more than 12 heads, or a cell
-    that stands twice.
+    Columns: layer, head, asked, corner (the object's), effect (attention, full minus control), low, high, n (pairs). Optional:
+    region (one). The number of a cell is bold where its 95% interval excludes 0. Raises ValueError for a missing column, more
+    than 12 heads, or a cell that stands twice.
     """
     plot = "heads.specificity"
     need(frame, ("layer", "head", "asked", "corner", "effect", "low", "high", "n"), plot)
@@ -150,7 +154,9 @@ def specificity(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_xlabel("object in")
         if index % across == 0:
             ax.set_ylabel("asked about")
-    colour_bar(figure, axes, shown, "attention on the picture, full − control (share)")
+    regions = set(rows["region"]) if "region" in rows.columns else set()
+    where = f" on {REGIONS.get(one, one)}" if len(regions) == 1 and (one := regions.pop()) else ""
+    colour_bar(figure, axes, shown, f"attention{where}, full − control (share)")
     return figure
 
 
