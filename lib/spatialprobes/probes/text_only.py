@@ -202,7 +202,8 @@ def against_neutral(
 
     control: a table of `measure` of the same examples' ``pairs(..., words="neutral")``; both oriented, or neither. excess:
     |content| - |control|, with its interval. Which neutral word stands for which direction means nothing, so only the size of its
-    content counts; it is one pair of words, and another would give another size. by: as in `split`.
+    content counts; it is one pair of words, and another would give another size: heads of a random model exceed or miss it
+    too. What a trained model has of it is to be held against an untrained one. by: as in `split`.
     Raises ValueError as `split`, and where the tables are not of the same pairs, layers and heads.
     """
     _check_by(by)
