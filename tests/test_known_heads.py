@@ -5,6 +5,7 @@ more than the rate that was stated.
 """
 
 import functools
+import itertools
 
 import pytest
 from wired_heads import (
@@ -21,7 +22,7 @@ from wired_heads import (
 )
 
 from spatialprobes.answers import answer
-from spatialprobes.probes import head_ablation, map_scores, maps, text_only
+from spatialprobes.probes import head_ablation, head_effects, heads, map_scores, maps, text_only
 from spatialprobes.worlds.corners import CORNERS, corner_examples
 
 SEEDS = range(20)
@@ -37,7 +38,7 @@ def planted(kind, seed):
     vlm, plan = wired_heads(kind, seed)
     if kind == BINDER:
         return vlm, plan, where_examples(seed, PICTURES)
-    pairs = [pair for corner in CORNERS for pair in corner_pairs(seed, 3, corner)]
+    pairs = [corner_pairs(seed, PICTURES, corner)[i] for i, corner in zip(range(PICTURES), itertools.cycle(CORNERS))]
     return vlm, plan, [one for one in corner_examples(pairs) if one.meta["asked"] == one.meta["corner"]]
 
 
@@ -86,18 +87,15 @@ def test_nothing_binds_in_random_models():
 
 @answering
 def test_ablation_confirms_the_planted_head_and_no_other_of_its_layer(kind):
+    """The 3 random sets are the other heads of its layer: without them all answers stay."""
+
     def confirmed(seed):
         vlm, plan, asked = planted(kind, seed)
-        layer, head = plan.planted
-        groups = {"planted": [(layer, head)], "other": [(layer, (head + 1) % HEADS)]}
-        rows = head_ablation.summary(head_ablation.measure(vlm, asked, groups, draws=3, seed=seed)).set_index(["heads", "how"])
-        for how in ("mean", "zero"):
-            own, other = rows.loc[("planted", how)], rows.loc[("other", how)]
-            needed = own["drop_low"] > 0 and own["against_random_low"] > 0 and own["change_against_random_high"] < -5
-            sure = max(own[["p", "p_change"]]) < RATE and own["p_rank"] == 1 / 4  # 3 other sets: it cannot be less
-            if not (needed and sure and own["random"] == 1 and other["drop"] == 0 and other["p_rank"] > 1 / 4):
-                return False
-        return True
+        frame = head_ablation.measure(vlm, asked, {"planted": [plan.planted]}, draws=3, seed=seed)
+        rows = head_ablation.summary(frame).set_index("how").loc[["mean", "zero"]]
+        needed = (rows[["drop_low", "against_random_low"]] > 0).all(axis=None) and (rows["change_against_random_high"] < -5).all()
+        sure = (rows[["p", "p_change"]] < RATE).all(axis=None) and (rows["p_rank"] == 1 / 4).all()  # it cannot be less
+        return needed and sure and (rows["random"] == 1).all()
 
     in_19_of_20(confirmed)
 
@@ -111,6 +109,49 @@ def test_ablation_confirms_no_head_of_random_models(how):
         return row["p"] < RATE and row["against_random"] > 0
 
     in_few(confirmed)
+
+
+# Corners
+
+
+def corner_masses(vlm, seed, named=True, count=10):
+    return heads.measure(vlm, [pair for corner in CORNERS for pair in corner_pairs(seed, count, corner, named=named)])
+
+
+def test_the_head_that_reads_the_asked_corner_is_found():
+    def found(seed):
+        vlm, plan = wired_heads(CORNER, seed)
+        masses = corner_masses(vlm, seed)
+        effects = head_effects.effects(masses, seed=seed)
+        own = (effects["layer"] == plan.planted[0]) & (effects["head"] == plan.planted[1])
+        asked = effects["asked"] == effects["corner"]
+        contrast = head_effects.diagonal(masses, seed=seed).sort_values("selectivity", ascending=False).iloc[0]
+        kinds = head_effects.kinds(effects, head_effects.selectivity(masses, seed=seed)).set_index(["layer", "head"])
+        return (
+            effects.loc[own & asked, "low"].min() > 0.9
+            and effects.loc[own & asked, "q"].max() < RATE
+            and effects.loc[~(own & asked), "effect"].abs().max() < 0.1
+            and (contrast["layer"], contrast["head"]) == plan.planted
+            and contrast["low"] > 0.9
+            and contrast["q"] < RATE
+            and kinds.loc[plan.planted, "kind"] == "specific"
+            and set(kinds.loc[plan.planted, "corners"].split()) == set(CORNERS)
+            and masses.answers["correct"].all()
+        )
+
+    in_19_of_20(found)
+
+
+def test_no_head_of_random_models_reads_a_corner():
+    masses = functools.cache(lambda seed: corner_masses(random_heads(seed), seed, named=False))
+    in_few(lambda seed: (head_effects.diagonal(masses(seed), seed=seed)["q"] < RATE).any())
+
+    def seen(seed):
+        effects = head_effects.effects(masses(seed), seed=seed)
+        one = effects[(effects["asked"] == "topleft") & (effects["corner"] == "topleft")]
+        return (one["q"] < RATE).any()
+
+    in_few(seen)
 
 
 # Text alone

@@ -33,6 +33,7 @@ from spatialprobes.families.llava import Llava
 from spatialprobes.loading import Source
 from spatialprobes.probes.caption_pairs import CaptionPair, Phrase, Statement
 from spatialprobes.vlm import VLM
+from spatialprobes.worlds.corners import RELATION, CornerPair, occupied
 
 BINDER, CORNER, TEXT = "binder", "corner", "text"
 KINDS = (BINDER, CORNER, TEXT)
@@ -357,38 +358,26 @@ def where_examples(seed: int, count: int, *, named: bool = True) -> list[Example
     return found
 
 
-def corner_pairs(seed: int, count: int, corner: str, *, named: bool = True):
-    """Pairs as `worlds.corners` has them: a patch that is not black in the corner, and another elsewhere, or the latter alone.
+def corner_pairs(seed: int, count: int, corner: str, *, named: bool = True) -> list[CornerPair]:
+    """Pairs of pictures: a patch that is not black in the corner and another in none, or the latter alone; else all is black.
 
-    named: False for pictures in which all patches have colours of their own, in both members: nothing tells them apart.
+    Pair i is the same in all corners but for the place. named: False for pictures in which all patches have colours of their own,
+    in both members: nothing tells them apart.
     """
-    from spatialprobes.worlds import corners
-
-    rng = np.random.default_rng([seed, 79, list(corners.CORNERS).index(corner)])
     top, left = "top" in corner, "left" in corner
     taken = (0 if top else SIDE - 1) * SIDE + (0 if left else SIDE - 1)
-    bright = [one for one in COLOURS if one != "black"]
+    inside = [cell for cell in range(CELLS) if {*divmod(cell, SIDE)} - {0, SIDE - 1}]
     pairs = []
     for i in range(count):
-        one, other = (str(name) for name in rng.choice(bright, 2, replace=False))
-        second = int(rng.choice([cell for cell in range(CELLS) if cell != taken]))
+        rng = np.random.default_rng([seed, 79, i])
+        one, other = (str(name) for name in rng.choice([name for name in COLOURS if name != "black"], 2, replace=False))
+        second = int(rng.choice(inside))
         full, control = (["black"] * CELLS for _ in range(2))
         full[taken], full[second], control[second] = one, other, other
         shown = [picture(colours if named else rng.uniform(-1, 1, (CELLS, 3)), rng) for colours in (full, control)]
         objects = [thing(one, taken), thing(other, second)]
-        pairs.append(
-            corners.CornerPair(
-                id=f"{corner}-{i}",
-                corner=corner,
-                full=shown[0],
-                control=shown[1],
-                objects=objects,
-                caption="",
-                relation=corners.RELATION[corner],
-                occupied=corners.occupied(objects),
-                meta={"match": f"{corner}-{i}"},
-            )
-        )
+        where = {"objects": objects, "relation": RELATION[corner], "occupied": occupied(objects), "caption": ""}
+        pairs.append(CornerPair(f"{corner}-{i}", corner, *shown, **where, meta={"match": f"{i}"}))
     return pairs
 
 
