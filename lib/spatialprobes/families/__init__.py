@@ -8,11 +8,12 @@
 | Qwen3.5 (also MoE) | cells of 2 x 2 patches    | full-attention layers (every fourth) | patches           | no              |
 | Idefics2           | none: perceiver's latents | all layers                           | patches           | yes             |
 
-All give hidden states of every layer, the connector's input and output, permutation and positions of vision tokens. "windows": a
-patch attends within its window in most blocks. "shares a prefix": questions about one picture reuse its keys and values.
+All give hidden states of every layer, the connector's input and output, permutation and positions of vision tokens, and let heads
+of layers with attention maps be taken out. "windows": a patch attends within its window in most blocks. "shares a prefix":
+questions about one picture reuse its keys and values.
 
-A model type that is not here is discovered (discovery.py): what can be proved of it on a picture (proofs.py, painting.py) is used
-and printed, the rest is refused with the reason.
+A model type that is not here is discovered (discovery.py): what can be proved of it on a picture (proofs.py, head_proof.py,
+painting.py) is used and printed, the rest is refused with the reason.
 """
 
 from __future__ import annotations
