@@ -29,8 +29,8 @@ def benchmarks():
 
 @pytest.fixture(scope="module")
 def scripts(benchmarks):
-    """The modules attention_rows, answers, random_models and swap_extraction, by name."""
-    names = ("attention_rows", "answers", "random_models", "swap_extraction")
+    """The modules attention_maps, attention_rows, answers, random_models and swap_extraction, by name."""
+    names = ("attention_maps", "attention_rows", "answers", "random_models", "swap_extraction")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in names}
@@ -189,6 +189,29 @@ def test_rows_that_are_not_eagers_stop_the_benchmark(scripts):
 def test_large_shapes_are_for_a_gpu(scripts):
     with pytest.raises(SystemExit, match="too large for a CPU; use --device cuda, or --quick"):
         scripts["attention_rows"].main(["--shape", "llava-1.5-7b"])
+
+
+@pytest.mark.parametrize("shape", ["lab", "llava-1.5-7b"])
+def test_maps_are_timed_only_if_equal_to_eagers(scripts, tmp_path, capsys, monkeypatch, shape):
+    """Eager keeps layers x heads x T x T in fp32 of a prompt; ours what is made of it, layers x heads x 3 words x cells."""
+    script = scripts["attention_maps"]
+    script.main(["--quick", "--repetitions", "1", "--shape", shape, "--out", str(tmp_path / "maps.json")])
+    content, printed = json.loads((tmp_path / "maps.json").read_text()), capsys.readouterr().out
+    check_schema(content)
+    assert all(r["name"] in printed for r in content["results"] + content["floors"])
+    time, memory, difference = content["bars"]
+    assert time["met"] == (time["measured"] >= 10) and memory["met"] == (memory["measured"] >= 30)
+    assert difference["met"] and max(content["largest_difference_from_eager"].values()) == difference["measured"] > 0
+    prompt, used = content["prompt"], content["memory"]
+    vlm = script.load(shape, 336, True, torch.device("cpu"))
+    kept = prompt["blocks"] * 4 * 4  # bytes of a number in every layer and head
+    assert used["eager, one prompt, extra MB"] * 1e6 >= kept * prompt["tokens"] ** 2
+    assert used["ours, one prompt, extra MB"] * 1e6 >= 0.9 * kept * 3 * prompt["cells"]
+    assert content["store_mb"] * 1e6 >= 6 * 3 * kept // 2 * prompt["cells"]
+
+    monkeypatch.setattr(script, "full", lambda vlm, example: [torch.ones(1, 1, 1).numpy()] * 3)
+    with pytest.raises(AssertionError, match=r"maps .ours. differ from eager's by"):
+        script.check(vlm, script.scenes(6), script.QUICK, tmp_path)
 
 
 def test_answers_are_compared_with_other_ways_only_if_equal(scripts, tmp_path, monkeypatch):

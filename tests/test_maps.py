@@ -160,6 +160,26 @@ def test_only_the_layers_asked_for_are_read_and_one_forward_serves_all_words(vlm
     assert np.array_equal(turned.weights[0], every.weights[0][::-1])
 
 
+def test_nothing_is_run_behind_the_last_layer_that_is_read_and_nothing_stays_changed(vlm):
+    asked = examples(4)
+    batch = vlm.encode(asked)
+    before, ran = vlm.forward(batch).logits, []
+    hooks = [
+        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, block in enumerate(vlm.family.part(vlm.model, "layers"))
+    ]
+    try:
+        for layers, behind in (([0], []), ([1], [0]), ("all", [0]), ([1, 0], [0])):
+            maps.extract(vlm, asked, words_of(asked), layers=layers)
+            assert ran == behind
+            ran.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.equal(vlm.forward(batch).logits, before) and vlm.batch is None and vlm.whole_prompts == 0
+    assert vlm.model.config.text_config._attn_implementation == "sdpa"
+
+
 def test_words_of_the_meta_are_the_default(vlm):
     one = dataclasses.replace(examples(1)[0], meta={"subject": "red circle", "reference": "blue square", "word": ""})
     bare = dataclasses.replace(one, id="bare", meta={})

@@ -80,7 +80,7 @@ class _Product:
         if self.first is not None:
             total.scatter_(2, self.first[:, None, None].expand(-1, total.shape[1], 1), 0.0)
             left = total.sum(-1, keepdim=True)
-            total = torch.where(left > 0, total / left.where(left > 0, torch.ones(())), 0.0)
+            total /= left.clamp(min=torch.finfo(left.dtype).tiny)
             empty = (left[..., 0] == 0).float()  # such a row is I alone: its half of attention is its own
             total += torch.diag_embed(empty)
         self.now = (total @ self.now + self.now) / 2

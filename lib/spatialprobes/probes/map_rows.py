@@ -7,6 +7,7 @@ held is one layer's rows of the tokens asked for. Knows tokens; knows nothing of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -45,16 +46,21 @@ def read(
     all. Maps are float32, raw attention, mean over the tokens of a group; cells in raster order. Equal to eager attention's to
     1e-5 in float32.
     """
-    reader = _Reader(vlm, batch, groups)
-    with capture(vlm, queries_keys=list(layers), at=reader.at, visit=reader):
+    reader = _Reader(vlm, batch, groups, max(layers))
+    with capture(vlm, queries_keys=list(layers), at=reader.at, visit=reader), suppress(_Read):
         vlm.forward(batch, logits_to_keep=1)
     return reader.maps(layers), reader.visible()
+
+
+class _Read(Exception):
+    """Ends a forward where the last layer that is wanted has been read: nothing behind its queries and keys is run."""
 
 
 class _Reader:
     """What `capture` calls at every layer. Rows of all prompts are as many as the most of one: shorter ones repeat a token."""
 
-    def __init__(self, vlm: VLM, batch: Batch, groups: Sequence[Sequence[Tokens]]):
+    def __init__(self, vlm: VLM, batch: Batch, groups: Sequence[Sequence[Tokens]], last_layer: int):
+        self.last_layer = last_layer
         flat = [[token for group in own for token in group] for own in groups]
         most = max(map(len, flat))
         last = batch.input_ids.shape[1] - 1
@@ -85,6 +91,8 @@ class _Reader:
             allowed = allowed.flatten(0, 1)[self.taken].float()
             counts = allowed.new_zeros(len(self.sizes), allowed.shape[1]).index_add_(0, self.owner, allowed)
             self.seen = (counts > 0).cpu()
+        if layer == self.last_layer:
+            raise _Read
 
     def maps(self, layers: Sequence[int]) -> list[list[Float[np.ndarray, "layer head cell"]]]:
         stacked = torch.stack([self.layers[layer] for layer in layers], 1).numpy()

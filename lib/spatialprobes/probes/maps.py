@@ -40,8 +40,9 @@ def extract(
     """Attention of words over the cells of their pictures: one map a word, [layer, head, cell], raw.
 
     words: {example id: {role: word or phrase}}; None: subject, reference and relation as ``meta`` names them ("subject",
-    "reference", "word"). layers: blocks of the language model, counted from 0; "all": those that have attention. part: where the
-    words stand, in the question or in the example's own answer, which is then forced. system: as in `VLM.encode`.
+    "reference", "word"). layers: blocks of the language model, counted from 0; "all": those that have attention; the forward ends
+    where the last of them was read, so another `capture` around this sees nothing of it. part: where the words stand, in the
+    question or in the example's own answer, which is then forced. system: as in `VLM.encode`.
     row: whose attention: "query", the word's own tokens (their mean, all sub-tokens of all words of a phrase); or "emits", the
     token before the word, whose output decides that it comes: the model has not read the word there yet. A word that stands
     several times is read where it stands first.
