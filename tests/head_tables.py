@@ -43,7 +43,7 @@ def chosen_maps():
                     "col": c,
                     "weight": weights[r, c] / weights.sum(),
                 }
-                rows.append({**one, "png": _png(), "rank": rank, "metric": "lift", "value": value, **edges})
+                rows.append({**one, "png": _png(), "rank": rank, "metric": "lift", "value": value, "n": 500, **edges})
     return pd.DataFrame(rows)
 
 
@@ -124,7 +124,7 @@ def selectivities():
 def top_k_stability():
     frame = _product(layer=range(4), head=range(8), asked=CORNERS)
     share = np.clip(0.3 + 0.4 * _noise(len(frame), seed=7), 0, 1)
-    return frame.assign(share=share, k=5, chance=5 / 32)
+    return frame.assign(share=share, k=5, chance=5 / 32, n=100)
 
 
 def ablations():

@@ -73,7 +73,7 @@ def bars(frame: pd.DataFrame, *, value: str = "drop", width: str = "two") -> Fig
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
-    ax.set_xlabel(label)
+    ax.set_xlabel(label if width == "two" else label.replace(" (", "\n("))
     looks.legend(ax.figure, _handles(rows, hows, value, tested), most=3)
     return ax.figure
 

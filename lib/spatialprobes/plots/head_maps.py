@@ -6,6 +6,7 @@ colour, mark and dash in all of them.
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ def overlays(
 
     Columns: as for `heatmap.overlay` (example, word, row, col, weight, png; optional scale_x, scale_y, shift_x, shift_y), and
     subject_x_min, subject_y_min, subject_x_max, subject_y_max, reference_x_min, ... in fractions of the picture, NaN for none.
-    Optional: rank ("best", "median", "worst"), metric and value, by which the example was chosen: they head its picture, and
+    Optional: rank ("best", "median", "worst"), metric, value and n (examples), by which it was chosen: they head its picture, and
     order the lines. Raises ValueError as `heatmap.overlay`, for a missing column and a rank that is none of these.
     """
     plot = "head_maps.overlays"
@@ -49,7 +50,10 @@ def overlays(
         if "rank" in rows.columns:
             ax.set_title(_why(rows.iloc[0]), parse_math=False)
             ax.set_xlabel(_short(rows.iloc[0]["example"]), fontsize=6, color=GREY, parse_math=False)
-    looks.legend(figure, [looks.handle(f"{role}'s box", ROLES[role][0], dashes=ROLES[role][2]) for role in BOXED])
+    handles = [looks.handle(f"{role}'s box", ROLES[role][0], dashes=ROLES[role][2]) for role in BOXED]
+    if {"rank", "n"} <= set(frame.columns):
+        handles.append(looks.handle(f"chosen by rule from n = {looks.counts(frame['n'])}", dashes="none"))
+    looks.legend(figure, handles)
     return figure
 
 
@@ -158,6 +162,7 @@ def real_and_shuffled(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     rows = looks.once(_own(plain(frame), plot), plot, ("metric", "role", "definition"))
     metrics, roles = in_order(rows["metric"], tuple(METRICS)), in_order(rows["role"], tuple(ROLES))
     figure = new_figure(width, 0.5 + len(metrics) * (0.62 + 0.2 * len(roles)))
+    letters = (24 if width == "one" else 110) // len(definitions) + (10 if width == "one" else 0)
     axes = figure.subplots(len(metrics), len(definitions), sharex="row", sharey=True, squeeze=False)
     for line, metric in zip(axes, metrics, strict=True):
         for ax, definition in zip(line, definitions, strict=True):
@@ -166,7 +171,7 @@ def real_and_shuffled(frame: pd.DataFrame, *, width: str = "two") -> Figure:
                 _compared(ax, part[part["role"] == role], place, role_look(role, place))
             if part["estimate"].isna().all():
                 ax.text(0.5, 0.5, "no estimate", transform=ax.transAxes, ha="center", va="center", color=GREY)
-            ax.set_xlabel(metric_label(metric), parse_math=False)
+            ax.set_xlabel(fill(metric_label(metric), letters), parse_math=False)
             ax.grid(axis="x")
             ax.set_ylim(len(roles) - 0.5, -0.5)
             ax.set_yticks(range(len(roles)), [f"{role}  (n = {_of(rows, metric, role)})" for role in roles], parse_math=False)

@@ -211,7 +211,8 @@ def selectivity(frame: pd.DataFrame, *, most: int = 12, width: str = "two") -> F
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
-    ax.set_xlabel(f"effect for the corner − mean of the other corners (attention share, n = {looks.counts(rows['n'])})")
+    size = f"attention share, n = {looks.counts(rows['n'])}"
+    ax.set_xlabel(f"effect for the corner − mean of the others\n({size})")
     handles = [looks.handle(f"asked: {corner_name(one)}", CYCLE[i], MARKS[i % 4]) for i, one in enumerate(corners)]
     looks.legend(ax.figure, [*handles, *looks.significance_handles(rows)])
     return ax.figure
@@ -220,12 +221,12 @@ def selectivity(frame: pd.DataFrame, *, most: int = 12, width: str = "two") -> F
 def stability(frame: pd.DataFrame, *, most: int = 20, width: str = "two") -> Figure:
     """In what share of bootstrap draws a head is among the top k: the `most` steadiest heads down, a panel an asked corner.
 
-    Columns: layer, head, share (of the draws). Optional: asked (a panel each), k (in the axis label), chance (a dashed line: the
-    share of a head drawn blindly). Raises ValueError for a missing column, a share outside [0, 1], most below 1, or a head that
-    stands twice.
+    Columns: layer, head, share (of the draws), n (pairs). Optional: asked (a panel each), k (in the axis label), chance (a
+    dashed line: the share of a head drawn blindly). Raises ValueError for a missing column, a share outside [0, 1], most below
+    1, or a head that stands twice.
     """
     plot = "heads.stability"
-    need(frame, ("layer", "head", "share"), plot)
+    need(frame, ("layer", "head", "share", "n"), plot)
     if not frame["share"].between(0, 1).all():
         raise ValueError(f"{plot}: a share lies outside [0, 1], or is NaN")
     frame = plain(frame)
@@ -249,8 +250,8 @@ def stability(frame: pd.DataFrame, *, most: int = 20, width: str = "two") -> Fig
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         ax.tick_params(labelbottom=True)
-        if corner:
-            ax.set_title(corner_name(corner), parse_math=False)
+        size = f"n = {looks.counts(own['n'])}"
+        ax.set_title(f"{corner_name(corner)}  ({size})" if corner else size, parse_math=False)
         ax.set_xlabel(f"share of draws\nin the top{k}")
     if "chance" in rows.columns and rows["chance"].notna().any():
         looks.legend(figure, [looks.handle("by chance", "black", dashes=(0, (5, 2, 1, 2)), linewidth=0.9)])
