@@ -162,7 +162,7 @@ def real_and_shuffled(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     rows = looks.once(_own(plain(frame), plot), plot, ("metric", "role", "definition"))
     metrics, roles = in_order(rows["metric"], tuple(METRICS)), in_order(rows["role"], tuple(ROLES))
     figure = new_figure(width, 0.5 + len(metrics) * (0.62 + 0.2 * len(roles)))
-    letters = (24 if width == "one" else 110) // len(definitions) + (10 if width == "one" else 0)
+    letters = (38 if width == "one" else 110) // len(definitions)
     axes = figure.subplots(len(metrics), len(definitions), sharex="row", sharey=True, squeeze=False)
     for line, metric in zip(axes, metrics, strict=True):
         for ax, definition in zip(line, definitions, strict=True):
