@@ -66,11 +66,12 @@ class Cache:
                 pictures[source] = open_image(example.image)
             found.append(replace(example, image=pictures[source]))
         digests = {example.id: digest(example, self.answers) for example in found}
-        there = [one for one in digests if one in self.store.done("asked", 0)]
+        known = self.store.done("asked", 0)
+        there = [one for one in digests if one in known]
         for one, held in zip(there, self.store.read("asked", 0, there).array if there else [], strict=True):
             if not np.array_equal(held, digests[one]):
                 raise StoreError(f"{self.store.path}: holds maps of {one!r} with another question or picture; use another folder")
-        new = [one for one in digests if one not in there]
+        new = [one for one in digests if one not in known]
         if new:
             self.store.append(new, "asked", 0, 0, np.stack([digests[one] for one in new]))
         return found
