@@ -42,7 +42,7 @@ VALUES = {
     "change": "change of the answer's margin (nats)",
     "own_minus_other": "{metric}, own box − the other's",
 }
-REGIONS = {"all": "the picture", "region": "the asked corner"}
+REGIONS = {"all": "the picture", "region": "the asked corner", "object": "the object's corner"}
 SHORT_METRICS = {"lift": "lift", "mass": "mass in the box", "hit": "share of hits", "auc": "AUC"}
 MARKS = ("o", "s", "D", "^")
 MOST_HEADS = 12

@@ -42,12 +42,13 @@ def effects(
 ) -> pd.DataFrame:
     """Effect of the subject on every head, for each asked corner and each corner that the subject stands in: columns EFFECTS.
 
-    effect: mean over pairs of the attention of the last prompt token, full minus control, on all vision tokens (region "all") or
-    on the asked corner's cells ("region"), a share of that token's attention, signed; low, high: 95%, n draws of clusters. d:
-    Cohen's for paired samples, mean / standard deviation of the differences, NaN where these are all alike. p: two-sided, signs
-    flipped by cluster (`sign_flips.refined`); q: Benjamini-Hochberg over the heads of one asked corner and corner. n: pairs.
+    effect: mean over pairs of the attention of the last prompt token, full minus control, on all vision tokens (region "all"), on
+    the asked corner's cells ("region") or on those of the subject's corner ("object"), a share of that token's attention, signed;
+    low, high: 95%, n draws of clusters. d: Cohen's for paired samples, mean / standard deviation of the differences, NaN where
+    these are all alike. p: two-sided, signs flipped by cluster (`sign_flips.refined`); q: Benjamini-Hochberg over the heads of
+    one asked corner and corner. n: pairs.
     definition: "as_published" is the mean of absolute differences, which no head has at zero: without d, p and q.
-    Pairs whose asked corner has no cells are left out of "region"; n says how many are left. A group of one cluster has an
+    Pairs whose corner has no cells are left out of "region" and "object"; n says how many are left. A group of one cluster has an
     estimate alone.
     Raises ValueError for an unknown region or definition, and where no pair is left.
     """
@@ -103,9 +104,11 @@ def selectivity(
     """How much more a head answers when the subject is in the asked corner: [layer, head, asked, control, *CONTRASTS].
 
     selectivity: the effect for the asked corner minus the mean of the three others. control "content": the same question about
-    pairs whose subject stands in another corner; "prompt": the same pairs asked about another corner. Differences are made within
-    clusters, d, p and q are as in `effects`, q over the heads of one asked corner. Clusters without a pair in every
-    corner that is compared are left out of "content"; n counts those that are left.
+    pairs whose subject stands in another corner; "prompt": the same pairs asked about another corner. In "region" cells change
+    with the question, so that a head that looks at any object is selective by either control; "object" with "prompt" keeps
+    pictures and cells and changes the question alone. Differences are made within clusters, d, p and q are as in `effects`, q
+    over the heads of one asked corner. Clusters without a pair in every corner that is compared are left out of "content"; n
+    counts those that are left.
     Raises ValueError for an unknown control or region, fewer than two corners to compare, two pairs of a cluster in one corner,
     and where nothing is left.
     """

@@ -1,4 +1,4 @@
-"""One batch of questions about corners: what the last prompt token gives picture and asked corner, by head, and the answer.
+"""One batch of questions about corners: what the last prompt token gives picture and corners, by head, and the answer.
 
 Attention is summed over the vision tokens as each layer runs; nothing wider than one layer's rows of one token is held. The
 pictures' runs are shared by their questions where a family's cache allows it. Knows batches; knows nothing of pairs and tables.
@@ -68,13 +68,14 @@ class Corner:
 
 @dataclass(frozen=True)
 class Read:
-    """Of one batch. mass: [example, 2, layer, head], on all vision tokens and on the asked corner's (NaN where it has no cells).
+    """Of one batch. mass: [example, 3, layer, head], on all vision tokens, on the asked corner's, and on those of the corner that
+    the pair's subject stands in (NaN where there are no cells).
 
     token: the first token of the greedy answer. logprobs: of the first tokens of the choices, [example, choice]. vision, cells:
     how many vision tokens there are, and how many of them are the asked corner's.
     """
 
-    mass: Float[np.ndarray, "example 2 layer head"]
+    mass: Float[np.ndarray, "example kind layer head"]
     token: np.ndarray
     logprobs: Float[np.ndarray, "example choice"]
     vision: np.ndarray
@@ -91,15 +92,17 @@ def read(
     share: bool,
     system: str | None,
 ) -> Read:
-    """Run the questions once; what is asked about is ``meta["asked"]``. share: run each distinct picture once."""
+    """Run the questions once; ``meta`` names the corner that is asked about, and the subject's. share: run each distinct picture
+    once."""
     batch, options = _prepared(vlm, examples, share, system)
-    reader = _Reader(batch, [one.meta["asked"] for one in examples], corner, vlm.device)
+    reader = _Reader(batch, [(one.meta["asked"], one.meta["corner"]) for one in examples], corner, vlm.device)
     with capture(vlm, queries_keys=list(layers), at="last", visit=reader):
         logits = vlm.forward(batch, logits_to_keep=1, **options).logits[:, -1].float()
     said = logits.log_softmax(-1)
-    mass = torch.stack([reader.layers[layer] for layer in layers], 2)  # [example, 2, layer, head]
-    mass[:, 1].masked_fill_(reader.weights[1].sum(1).cpu()[:, None, None] == 0, torch.nan)
-    vision, cells = (one.sum(1).long().cpu().numpy() for one in reader.weights)
+    mass = torch.stack([reader.layers[layer] for layer in layers], 2)  # [example, kind, layer, head]
+    for kind in (1, 2):
+        mass[:, kind].masked_fill_(reader.weights[kind].sum(1).cpu()[:, None, None] == 0, torch.nan)
+    vision, cells = (one.sum(1).long().cpu().numpy() for one in reader.weights[:2])
     return Read(
         mass.numpy(),
         logits.argmax(-1).cpu().numpy(),
@@ -119,16 +122,17 @@ def _prepared(vlm: VLM, examples: Sequence[Example], share: bool, system: str | 
 
 
 class _Reader:
-    """What `capture` calls at every layer. weights: 1 for the tokens that are summed, [example, key] each for all and region."""
+    """What `capture` calls at every layer. weights: 1 for the tokens that are summed, [example, key] each for all, and for the
+    corners of each example."""
 
-    def __init__(self, batch: Batch, asked: Sequence[str], corner: Corner, device: torch.device):
+    def __init__(self, batch: Batch, corners: Sequence[tuple[str, str]], corner: Corner, device: torch.device):
         tokens = batch.spans[0].length
-        self.weights = [torch.zeros(len(batch.spans), tokens, device=device) for _ in range(2)]
-        for row, (spans, name) in enumerate(zip(batch.spans, asked, strict=True)):
+        self.weights = [torch.zeros(len(batch.spans), tokens, device=device) for _ in range(3)]
+        for row, (spans, names) in enumerate(zip(batch.spans, corners, strict=True)):
             self.weights[0][row, spans.vision.to(device)] = 1
-            if spans.grid is not None:
-                self.weights[1][row, spans.vision[corner.cells(spans, name)].to(device)] = 1
-        self.layers: dict[int, Float[Tensor, "example 2 head"]] = {}
+            for kind, name in enumerate(names if spans.grid is not None else (), 1):
+                self.weights[kind][row, spans.vision[corner.cells(spans, name)].to(device)] = 1
+        self.layers: dict[int, Float[Tensor, "example kind head"]] = {}
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, masks: Tensor, scaling: float) -> None:
         rows = seen_by(queries, keys, masks, scaling)[:, :, 0]  # [example, head, key]

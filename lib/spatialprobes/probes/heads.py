@@ -30,8 +30,8 @@ from spatialprobes.worlds.corners import CORNERS, MEMBERS, SIDE, CornerPair, che
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-VERSION = 1  # of what is measured; part of a store's fingerprint: raise it when values change
-KINDS = ("all", "region")
+VERSION = 2  # of what is measured; part of a store's fingerprint: raise it when values change
+KINDS = ("all", "region", "object")
 CHOICES = ("yes", "no")
 ANSWERS = (
     "pair", "corner", "cluster", "asked", "member", "expected", "answer", "correct", "parsed", "text", "logprob_yes",
@@ -47,7 +47,10 @@ class HeadMass:
     pairs: [pair, corner (the subject's), cluster (what is resampled together: pairs that differ by the corner alone)], in the
     order of `mass`. asked: corners asked about. layers: blocks with attention maps, from 0; those without are not there.
     mass: float32 [pair, asked, member, kind, layer, head], member 0 full, 1 control; kind 0 "all": summed over all vision
-    tokens, 1 "region": over the asked corner's cells, NaN where it has none (no grid, cropped away).
+    tokens, 1 "region": over the asked corner's cells, 2 "object": over those of the corner that the subject stands in, whichever
+    is asked about; NaN where there are none (no grid, cropped away). A head that looks at objects wherever they are has more
+    on the asked corner when the subject is there, whatever is asked; whether the question matters shows on the same cells, those
+    of "object".
     answers: columns ANSWERS, a row per pair, member and asked corner: answer (missing where it could not be parsed), text (the
     first greedy token), logprob_yes, logprob_no (of the first token of "yes" and of "no", nats), vision (tokens), cells (of them
     the asked corner's: cells / vision is what `region` would be were attention on the picture even).
@@ -75,7 +78,7 @@ class HeadMass:
         return own[:, :, 0] - own[:, :, 1]
 
     def frame(self) -> pd.DataFrame:
-        """[pair, corner, cluster, asked, member, layer, head, all, region], a row per pair, question, member, layer and head."""
+        """[pair, corner, cluster, asked, member, layer, head, all, region, object], a row per pair, question, member and head."""
         heads = range(self.mass.shape[-1])
         axes = {"at": range(len(self.pairs)), "asked": self.asked, "member": MEMBERS, "layer": self.layers, "head": heads}
         index = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False)
