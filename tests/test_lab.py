@@ -280,15 +280,16 @@ def test_the_zoo_is_trained_from_nothing_and_only_what_is_missing(tmp_path, monk
         lab.train_zoo(("lab-lava",), tmp_path / "zoo", recipe)
 
 
-def test_shapeworld_llava_is_trained_from_nothing(tmp_path, monkeypatch):
+def test_shapeworld_llava_is_trained_on_its_own_pictures(tmp_path, monkeypatch):
     for name, few in {"patches": 100, "model": 6, "curve": 6}.items():
         monkeypatch.setitem(lab_stages.SCENES, name, few)
     short = lab_recipes.Pass(items=4, batch_size=2, lr=1e-3, muon_lr=2e-3)
-    recipe = lab_recipes.ShapeworldRecipe(tower=short, stage2=short, turns=3)
+    recipe = lab_recipes.ShapeworldRecipe(tower=short, stage2=short, turns=3, easy=2)
+    lab_models.save(lab_models.language_model(0), tmp_path / "zoo" / "lab-text", lab_models.tokenizer())
     lab.train_shapeworld(recipe, tmp_path / "zoo", tmp_path / "work")
     vlm = VLM.load(str(tmp_path / "zoo" / "lab-llava-shapeworld"))
     card = json.loads((tmp_path / "zoo" / "lab-llava-shapeworld" / "card.json").read_text())
-    assert card["ancestors"] == [] and card["samples"] == 4 and set(card["bars"]) < set(card["accuracy"])
+    assert card["ancestors"] == ["lab-text"] and card["samples"] == 4 and set(card["bars"]) < set(card["accuracy"])
     assert card["tower"]["retrieval among 100"]["n"] == 100
     start = lab_models.llava(0, 96, 12).state_dict()
     tower = [name for name, value in vlm.model.state_dict().items() if "vision_tower" in name and value.is_floating_point()]

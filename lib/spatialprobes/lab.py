@@ -171,21 +171,21 @@ def train_qwen(recipe: Recipe, out: Path, work: Path, name: str = QWEN, scales: 
 
 
 def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
-    """lab-llava-shapeworld, from nothing: its tower, then all of it on questions (the tower too: alone it tells some shapes apart
-    badly)."""
+    """lab-llava-shapeworld: its own tower, then connector and language model (lab-text at first) on questions. No picture of
+    another world is among what it saw."""
     watch = Stopwatch(work / SHAPEWORLD / "minutes.json")
     pretraining = lab_shapeworld.TowerPretraining(lab_models.clip(0, recipe.pixels, recipe.patch))
     for cycle in range(recipe.cycles):
         worlds = lab_shapeworld.ShapeTower(cycle, recipe.tower.items)
         fit(pretraining, worlds, worlds.collate, work / SHAPEWORLD / f"tower-{cycle}", **schedule(recipe.tower), seed=cycle)
     seen = lab_qwen.seen(pretraining.eval(), lab_shapeworld.ShapeTower(EVALUATION_SEED, SCENES["patches"]))
-    model = lab_models.llava(0, recipe.pixels, recipe.patch)
-    model.model.vision_tower.load_state_dict(pretraining.clip.vision_model.state_dict())
+    text = LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32)
+    model = lab_models.adopt(lab_models.llava(0, recipe.pixels, recipe.patch), pretraining.clip, text)
     norms = {"start": input_norms(model, lab_shapeworld.every_group(64))}
-    questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns)
+    questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns, recipe.easy)
     stage = SecondStage(
-        SHAPEWORLD, recipe.of(), recipe.stage2, questions, lab_shapeworld.every_group, [], SHAPEWORLD_BARS, norms, out, work,
-        tower={what: proportion(*count) for what, count in seen.items()},
+        SHAPEWORLD, recipe.of(), recipe.stage2, questions, lab_shapeworld.every_group, ["lab-text"], SHAPEWORLD_BARS, norms,
+        out, work, tower={what: proportion(*count) for what, count in seen.items()},
     )  # fmt: skip
     stage.run(model, lab_models.processor(recipe.pixels, recipe.patch), watch)
 
@@ -212,7 +212,7 @@ def zoo(recipe: Recipe, out: Path, work: Path) -> dict[str, Model]:
         models[perspective_name(p)] = Model(partial(train_perspective, recipe, out, work, p), (*both, "lab-llava"))
     models[QWEN] = Model(partial(train_qwen, recipe, out, work, QWEN, recipe.scales), both)
     models[QWEN2] = Model(partial(train_qwen, recipe, out, work, QWEN2), both)
-    models[SHAPEWORLD] = Model(partial(train_shapeworld, ShapeworldRecipe(), out, work))
+    models[SHAPEWORLD] = Model(partial(train_shapeworld, ShapeworldRecipe(), out, work), ("lab-text",))
     return models
 
 

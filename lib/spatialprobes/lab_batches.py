@@ -168,6 +168,13 @@ class TextData(Dataset):
         return pack(*zip(*items, strict=True))
 
 
+def shares(mix: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Cumulated shares of the groups of a mix, and the same where semantic groups weigh four times as much."""
+    weights = np.array(list(mix.values()))
+    early = weights * [4 if group in SEMANTIC else 1 for group in mix]
+    return np.cumsum(weights / weights.sum()), np.cumsum(early / early.sum())
+
+
 class TurnData(Dataset):
     """A picture and several turns about it, each trained as if it were the only one.
 
@@ -187,9 +194,7 @@ class TurnData(Dataset):
     ):
         self.seed, self.count, self.turns, self.easy, self.perspective = seed, count, turns, easy, perspective
         self.groups = tuple(mix)
-        weights = np.array([mix[group] for group in self.groups])
-        early = weights * [4 if group in SEMANTIC else 1 for group in self.groups]
-        self.cumulative, self.cumulative_easy = (np.cumsum(w / w.sum()) for w in (weights, early))
+        self.cumulative, self.cumulative_easy = shares(mix)
 
     def __len__(self) -> int:
         return self.count

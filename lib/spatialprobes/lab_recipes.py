@@ -55,24 +55,25 @@ class Recipe:
 
 
 SHAPEWORLD_MIX = {
-    "relation.asked": 0.25, "relation.caption": 0.15, "semantic.color": 0.1, "bin.column": 0.15, "bin.row": 0.12,
-    "2ds.shape_abs": 0.15, "corner": 0.08,
+    "relation.asked": 0.25, "relation.caption": 0.12, "semantic.color": 0.08, "semantic.shape": 0.08, "bin.column": 0.14,
+    "bin.row": 0.1, "2ds.shape_abs": 0.13, "corner": 0.1,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ShapeworldRecipe:
-    """How lab-llava-shapeworld comes to be, from nothing: its tower, then the whole model.
+    """How lab-llava-shapeworld comes to be: its tower, then connector and language model.
 
     cycles: how often the tower's pass is made, each on pictures of its own and with the rate up again. pixels, patch: sides of
-    the picture and of a patch. mix: share of each group of questions.
+    the picture and of a patch. mix: share of each group of questions; easy: as lab-llava's.
     """
 
     tower: Pass = Pass(items=1200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
     cycles: int = 2
-    stage2: Pass = Pass(items=1400 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=1600 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
     mix: dict[str, float] = field(default_factory=lambda: dict(SHAPEWORLD_MIX))
     turns: int = 8
+    easy: int = 300 * 32
     pixels: int = 96
     patch: int = 12
 

@@ -1,10 +1,11 @@
-"""lab-llava-shapeworld: a LLaVA of 96 pixels that has seen nothing but generated ShapeWorld worlds; its data, its tower's pass.
+"""lab-llava-shapeworld: a LLaVA of 96 pixels whose pictures were all generated ShapeWorld worlds; its data, its tower's pass.
 
-Stage 2 is that of every lab model (``lab_stages.py``), but without a text pass and a connector pass before it, so that its
-language model begins from nothing, and with the tower trained along.
+Stage 2 is that of every lab model (``lab_stages.py``), without a connector pass before it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import CLIPModel
 
-from spatialprobes.lab_batches import BOS, EOS, IMAGE, PAD, Turn, as_turn, normalise, pack, pad
+from spatialprobes.lab_batches import BOS, EOS, IMAGE, PAD, Turn, as_turn, normalise, pack, pad, shares
 from spatialprobes.lab_cards import EVALUATION_SEED, similarity
 from spatialprobes.lab_recipes import ShapeworldRecipe
 from spatialprobes.worlds.lab_language import ID, SYSTEM_PROMPT, ids
@@ -93,9 +94,9 @@ class TowerPretraining(nn.Module):
 class ShapeTurns(Dataset):
     """A picture and several turns about it, each trained as if it were the only one (as ``lab_batches.TurnData``)."""
 
-    def __init__(self, seed: int, count: int, mix: dict[str, float], turns: int = 8):
-        self.seed, self.count, self.turns, self.groups = seed, count, turns, tuple(mix)
-        self.cumulative = np.cumsum(list(mix.values())) / sum(mix.values())
+    def __init__(self, seed: int, count: int, mix: Mapping[str, float], turns: int = 8, easy: int = 0):
+        self.seed, self.count, self.turns, self.easy, self.groups = seed, count, turns, easy, tuple(mix)
+        self.cumulative, self.cumulative_easy = shares(mix)
 
     def __len__(self) -> int:
         return self.count
@@ -103,8 +104,9 @@ class ShapeTurns(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, list[Turn]]:
         rng = np.random.default_rng([self.seed, index, 1])
         shown, turns = world(self.seed, index), []
+        cumulative = self.cumulative_easy if index < self.easy else self.cumulative
         while len(turns) < self.turns:
-            group = self.groups[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.groups) - 1)]
+            group = self.groups[min(int(np.searchsorted(cumulative, rng.random())), len(self.groups) - 1)]
             question = GROUPS[group](shown, rng)
             if question is not None:
                 turns.append(_turn(as_turn(question)))

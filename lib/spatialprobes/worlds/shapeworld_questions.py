@@ -73,6 +73,13 @@ def _colour(world: TwoShapes, rng: np.random.Generator) -> Question:
     return Question("semantic.color", it.colour, f"what color is the {it.shape} ?", it.colour, it.shape)
 
 
+def _shape(world: TwoShapes, rng: np.random.Generator) -> Question | None:
+    it, other = rng.permutation(np.array(world.entities, object))
+    if it.colour == other.colour:
+        return None
+    return Question("semantic.shape", it.shape, f"what shape is the {it.colour} one ?", it.shape, f"{it.colour} one")
+
+
 def _bin(world: TwoShapes, rng: np.random.Generator, group: str, axis: int) -> Question:
     it, name = _referred(world, rng)
     cell = str(min(int(it.centre[axis] * BINS), BINS - 1))
@@ -121,6 +128,6 @@ def _corner(world: TwoShapes, rng: np.random.Generator) -> Question | None:
 
 Ask = Callable[[TwoShapes, np.random.Generator], Question | None]
 GROUPS: dict[str, Ask] = {
-    "relation.asked": _asked, "relation.caption": _completed, "semantic.color": _colour, "bin.column": _column, "bin.row": _row,
-    "2ds.shape_abs": _end, "corner": _corner,
+    "relation.asked": _asked, "relation.caption": _completed, "semantic.color": _colour, "semantic.shape": _shape,
+    "bin.column": _column, "bin.row": _row, "2ds.shape_abs": _end, "corner": _corner,
 }  # fmt: skip
