@@ -240,6 +240,22 @@ def test_damaged_pairs_are_refused_by_row(change, says, tmp_path):
         attention_pairs.write_pairs(pairs().assign(asym_s1=np.nan), tmp_path / "x.csv")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda text: text.rstrip("\n") + ",0.5\n", "Expected 5 fields in line 5, saw 6"),
+        (lambda text: "".join(line + ",0.5\n" for line in text.splitlines()), "columns sent1, .*, 0.5;"),
+        (lambda text: text.rstrip("\n"), "cut short"),
+        (lambda text: "", "not readable"),
+    ],
+)
+def test_pairs_of_other_widths_and_halves_of_files_are_refused(spoil, says, tmp_path):
+    path = attention_pairs.write_pairs(pairs(), tmp_path / "pairs.csv")
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(ValueError, match=rf"pairs\.csv: .*{says}"):
+        attention_pairs.read_pairs(path)
+
+
 def test_the_published_means_are_read_and_their_format_is_what_is_written(tmp_path):
     (tmp_path / "stats.txt").write_text(STATS)
     found = attention_pairs.read_stats(tmp_path / "stats.txt")
@@ -262,6 +278,9 @@ def test_the_published_means_are_read_and_their_format_is_what_is_written(tmp_pa
         ("-0.002924", "-0.0029", "line 9"),
         ("total_lines=500", "total_lines=500\ntotal_lines=500", "total_lines stands twice"),
         ("0.005490\n", "0.005490", "cut short"),
+        ("cf_fail=0", "cf_fail=7", "500 pairs and 7 failures are not 500 lines"),
+        ("symmetry_score_mean=-0.005490", "symmetry_score_mean=-0.705490", "contradict one another"),
+        ("0.005490\n", "0.002490\n", "contradict one another"),
     ],
 )
 def test_damaged_means_are_refused_by_line(old, new, says, tmp_path):
@@ -362,6 +381,41 @@ def test_counts_alone_are_read_and_no_one_is_said_to_have_made_them(tmp_path):
         head_results.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([300, 0, 0, 0], "a head counted 300 times in 100 pairs"),
+        ([2**62] * 4, "counts that sum to 18446744073709551616"),
+        ([0, 0, 0, 0], "counts that sum to 0"),
+    ],
+)
+def test_counts_that_no_pairs_can_give_are_named(counts, says, tmp_path):
+    np.save(tmp_path / "layer_1_top3_counts.npy", np.array(counts))
+    np.save(tmp_path / "layer_1_diff_abs.npy", np.ones((6, 4)))
+    assert [line for line in head_results.read(tmp_path).problems if says in line]
+
+
+def test_more_heads_counted_than_there_are_are_named(tmp_path):
+    np.save(tmp_path / "layer_1_top9_counts.npy", np.array([9, 9, 9, 0]))
+    np.save(tmp_path / "layer_1_diff_abs.npy", np.ones((3, 4)))
+    found = head_results.read(tmp_path)
+    assert found.problems == ["layer_1_top9_counts.npy: a head counted 9 times in 3 pairs"] and found.counts.empty
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "says"),
+    [
+        ({0: np.full((3, 4), np.nan)}, {}, "layer 0 hold a NaN"),
+        ({0: np.ones((0, 4))}, {}, r"shapes \[\(0, 4\)\]"),
+        ({0: np.ones((3, 4))}, {"layout": "gpt"}, "layout 'gpt'"),
+        ({0: np.ones((3, 4))}, {"topk": True}, "topk=True of 4 heads"),
+    ],
+)
+def test_changes_that_cannot_be_counted_are_refused(made, options, says):
+    with pytest.raises(ValueError, match=says):
+        head_results.of_changes(made, **{"layout": "llava", **options})
+
+
 class Pickled:
     def __reduce__(self):
         return exec, ("raise SystemExit('unpickled')",)
@@ -392,6 +446,8 @@ def test_each_damaged_file_of_heads_is_named_and_the_rest_read(tmp_path):
         ("count_LH.npy", lambda path: np.save(path, np.load(path) + 1), "is not the sum"),
         ("count_shape.txt", lambda path: path.write_text(path.read_text().replace("N=12", "N=13")), "contradict one another"),
         ("count_shape.txt", lambda path: path.write_text(path.read_text().replace("topk", "top")), "not the four lines"),
+        ("count_shape.txt", lambda path: path.write_text(path.read_text().replace("topk=3", "topk=0")), "not the four lines"),
+        ("count_shape.txt", lambda path: path.write_text(path.read_text().replace("[0, 2", "[0 2")), "not the four lines"),
     ],
 )
 def test_damaged_cubes_are_named(name, spoil, says, tmp_path):
@@ -449,8 +505,14 @@ def test_reports_are_written_and_read_in_the_studys_lines(tmp_path):
         ("shared_head.txt", "shared_best_head=5", "shared_best_head=28", "head 28 of 28"),
         ("top_pixels_shared.txt", "#2:", "#3:", "line 7: #3 in count; #2 in count is next"),
         ("top_pixels_shared.txt", "layer=3 ", "layer=29 ", "layer 29, head 0 of 28 layers"),
-        ("top_pixels_shared.txt", "{'head", "{__import__('os').system('x'): 1, 'head", "not readable|malformed|no line"),
+        ("top_pixels_shared.txt", "{'head", "{__import__('os').system('x'): 1, 'head", "names with numbers"),
         ("top_pixels_shared.txt", "39.000000", "39.0", "line 6: .* is no line"),
+        ("top_pixels_shared.txt", "{'head_diff_stats_topleft': 39.0, ", "{1, 'head: ", "names with numbers"),
+        ("top_pixels_shared.txt", "{'head_diff_stats_topleft'", "{'layer'", "names with numbers"),
+        ("top_pixels_shared.txt", "{'head_diff_stats_topleft'", "{'head_diff_stats_topright'", "each of them once"),
+        ("top_pixels_shared.txt", "corners={'", "corners={" + "(" * 2000 + "'", "names with numbers"),
+        ("top_pixels_shared.txt", "count=39.000000", "count=139.000000", "line 6: a count beyond 100.0"),
+        ("top_pixels_shared.txt", "scale=100.0", "scale=99.5", "counts of 99.5 pairs"),
         ("top_pixels_shared.txt", "shared mean map", "mean map", "line 1"),
         ("unique_heads.txt", "score_count=9.250000", "score_freq=9.250000", "on two scales"),
     ],

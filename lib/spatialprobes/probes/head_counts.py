@@ -20,6 +20,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from spatialprobes.probes.heads import HeadMass
+from spatialprobes.sources import head_results
 from spatialprobes.stats import benjamini_hochberg
 from spatialprobes.worlds.corners import CORNERS, check_corner
 
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
 
 TOP = 3
 COUNTS = ("corner", "layer", "head", "count", "chance", "p", "q", "n", "ties")
-GAPS = (
-    "corner", "layer", "top1_mean", "top2_mean", "top3_mean", "top4_mean", "median_mean", "top1_minus_median_mean",
-    "top1_minus_top4_mean", "top1_minus_top2_mean",
-)  # fmt: skip
+GAPS = ("corner", "layer", *head_results.GAPS)
 
 Reduce = Literal["max", "mean"]
 Brightness = Literal["raw", "abs"]
@@ -106,10 +104,8 @@ def gaps(found: HeadMass, *, region: str = "all") -> pd.DataFrame:
         values = changes(found, corner, region=region)
         if values.shape[-1] < 4:
             raise ValueError(f"layers of {values.shape[-1]} heads have no fourth")
-        tops = -np.sort(-values, axis=-1)[..., :4].mean(0)
-        medians = np.median(values, axis=-1).mean(0)
-        for layer, (one, two, three, four), median in zip(found.layers, tops, medians, strict=True):
-            rows.append((corner, layer, one, two, three, four, median, one - median, one - four, one - two))
+        for place, layer in enumerate(found.layers):
+            rows.append({"corner": corner, "layer": layer, **head_results.gaps_of(values[:, place])})
     return pd.DataFrame(rows, columns=list(GAPS))
 
 

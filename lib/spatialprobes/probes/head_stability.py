@@ -29,8 +29,7 @@ def stability(found: HeadMass, k: int = 10, n: int = 1000, seed: int = 0, *, reg
     head drawn blindly; n: pairs. Equal heads rank by layer and head. Raises ValueError for k outside 1 .. heads, fewer than 100
     draws, an unknown region, and a corner with fewer than 2 clusters.
     """
-    if n < 100:
-        raise ValueError(f"n={n} draws are too few for a share; use at least 100")
+    _check_draws(n)
     frames = []
     for asked, totals, sizes in _clustered(found, region, k):
         whole = np.argsort(-np.abs(totals.sum(0)), kind="stable")
@@ -65,6 +64,7 @@ def agreement(found: HeadMass, k: int = 10, n: int = 1000, seed: int = 0, *, reg
     of the halvings (how much they vary, no interval of the mean); chance: of two sets drawn blindly. Raises ValueError as
     `stability` does.
     """
+    _check_draws(n)
     rows = []
     for asked, totals, sizes in _clustered(found, region, k):
         generator = np.random.default_rng([check_seed(seed), 61])
@@ -84,6 +84,11 @@ def jaccard_by_chance(k: int, heads: int) -> float:
     """Mean index of two sets of k of so many heads, drawn blindly (hypergeometric)."""
     ways = ((both, comb(k, both) * comb(heads - k, k - both)) for both in range(k + 1))
     return sum(both / (2 * k - both) * count for both, count in ways) / comb(heads, k)
+
+
+def _check_draws(n: int) -> None:
+    if n < 100:
+        raise ValueError(f"n={n} draws are too few for a share; use at least 100")
 
 
 def _clustered(

@@ -6,7 +6,6 @@ counterfactual; symmetry_score, their sum, is twice the positional part. Knows f
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +34,12 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"no file {path}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path}: {size:,} bytes; at most {MAX_BYTES:,}")
+    with path.open("rb") as file:
+        if size and (file.seek(-1, 2), file.read())[1] != b"\n":
+            raise ValueError(f"{path}: its last line has no end: cut short")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
+        frame = frame[1:].set_axis(frame.iloc[0], axis=1).rename_axis(columns=None).reset_index(drop=True)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable: {' '.join(str(error).split())}") from error
     if list(frame.columns) != PAIRS:
@@ -87,7 +90,7 @@ def read_stats(path: str | Path) -> dict[str, int | float | list[int]]:
         if key in found:
             raise ValueError(f"{path}: line {number}: {key} stands twice")
         if key == "shards" and re.fullmatch(r"\[\d{1,6}(, \d{1,6}){0,999}\]|\[\]", value):
-            found[key] = ast.literal_eval(value)
+            found[key] = [int(shard) for shard in value[1:-1].split(", ") if shard]
         elif key in COUNTS and re.fullmatch(r"\d{1,15}", value):
             found[key] = int(value)
         elif key in MEANS and re.fullmatch(FIXED % 6, value):
@@ -100,6 +103,13 @@ def read_stats(path: str | Path) -> dict[str, int | float | list[int]]:
         raise ValueError(
             f"{path}: {found['kept_pairs']} kept and {found['skipped_pairs']} skipped are not {found['total_pairs_after_cf']}"
         )
+    if found["total_pairs_after_cf"] + found["cf_fail"] != found["total_lines"]:
+        raise ValueError(
+            f"{path}: {found['total_pairs_after_cf']} pairs and {found['cf_fail']} failures are not {found['total_lines']} lines"
+        )
+    first, second, both, size = (found[key] for key in MEANS)
+    if abs(first + second - both) > 2e-6 or size < abs(both) - 2e-6:
+        raise ValueError(f"{path}: means {first} and {second} with their sum {both}, {size} in size: they contradict one another")
     return found
 
 

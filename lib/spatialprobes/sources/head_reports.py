@@ -7,7 +7,6 @@ layer dropped. Layers count from 1 in the files and from 0 here. Knows files and
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,9 @@ _6 = FIXED % 6
 CELL = re.compile(
     rf"#(?P<rank>\d{{1,6}}): layer=(?P<layer>[1-9]\d{{0,5}}) head=(?P<head>\d{{1,6}})  "
     rf"main_value_(?P<scale>count|freq)=(?P<value>{_6})  sort_score_(?P=scale)=(?P<score>{_6})  "
-    r"corners=(?P<corners>\{[^{}]{0,4000}\})"
+    r"corners=\{(?P<corners>[^{}]{0,4000})\}"
 )
+CORNER = re.compile(r"(['\"])([A-Za-z0-9_.-]{1,200})\1: (-?\d{1,15}(?:\.\d{1,18})?(?:e-?\d{1,2})?)")
 SIZES = re.compile(r"shape L,H = (\d{1,9}),(\d{1,9})")
 SCALE = re.compile(r"scale_suffix=(count|freq), scale=(\d{1,12}\.\d{1,6})")
 ORDER = re.compile(r"diff_brightness=(N/A|abs|raw)")
@@ -125,22 +125,37 @@ def _cells(lines: list[str], of: str) -> tuple[list[dict[str, object]], dict[str
         if not line:
             continue
         found = _taken(CELL, line, number)
-        corners = ast.literal_eval(found["corners"])
-        if not all(isinstance(name, str) and isinstance(value, float | int) for name, value in corners.items()):
-            raise ValueError(f"line {number}: corners {found['corners'][:80]} are not names with numbers")
+        corners = _corners(found["corners"], number)
         if int(found["rank"]) != len(rows) + 1 or found["scale"] != scale[1]:
             raise ValueError(f"line {number}: #{found['rank']} in {found['scale']}; #{len(rows) + 1} in {scale[1]} is next")
         layer, head = int(found["layer"]) - 1, int(found["head"])
         if layer >= int(sizes[1]) or head >= int(sizes[2]):
             raise ValueError(f"line {number}: layer {layer + 1}, head {head} of {sizes[1]} layers of {sizes[2]} heads")
         place = dict(zip(CELLS, (of, len(rows) + 1, layer, head, float(found["value"]), float(found["score"])), strict=True))
-        rows.append(place | {name: float(value) for name, value in corners.items()})
+        if max(abs(one) for one in (place["value"], place["score"], *corners.values())) > float(scale[2]):
+            raise ValueError(f"line {number}: a {scale[1]} beyond {scale[2]}, which is that of every pair")
+        rows.append(place | corners)
     if not rows:
         raise ValueError("no cell")
     facts: dict[str, object] = {"layers": int(sizes[1]), "heads_per_layer": int(sizes[2]), "scale": scale[1]}
     if scale[1] == "count":
-        facts["pairs"] = int(float(scale[2]))
+        facts["pairs"] = _whole(scale[2])
     return rows, facts | ({"order": order[1]} if of != SHARED else {})
+
+
+def _corners(text: str, number: int) -> dict[str, float]:
+    """What stands between the braces of a line: the same cell's value in each corner's folder."""
+    found = [CORNER.fullmatch(part) for part in text.split(", ")] if text else []
+    corners = {one[2]: float(one[3]) for one in found if one}
+    if len(corners) < len(found) or set(corners) & set(CELLS):
+        raise ValueError(f"line {number}: corners {text[:80]!r} are not names with numbers, each of them once")
+    return corners
+
+
+def _whole(scale: str) -> int:
+    if not float(scale).is_integer():
+        raise ValueError(f"line 3: counts of {scale} pairs")
+    return int(float(scale))
 
 
 def _sized(lines: list[str]) -> dict[str, object]:

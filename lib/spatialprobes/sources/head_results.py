@@ -8,7 +8,6 @@ Layers count from 1 in the files' names and from 0 here; heads count from 0 in b
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ CUBE, GRID, SHAPE = "count_LHN.npy", "count_LH.npy", "count_shape.txt"
 GAPS = ("top1_mean", "top2_mean", "top3_mean", "top4_mean", "median_mean",
         "top1_minus_median_mean", "top1_minus_top4_mean", "top1_minus_top2_mean")  # fmt: skip
 SHAPED = re.compile(r"count_LHN shape \[L,H,N\] = \((\d{1,9}), (\d{1,9}), (\d{1,9})\)")
-LISTED = re.compile(r"layer_indices \(0-based\) = (\[[\d, ]{0,8000}\])")
+LISTED = re.compile(r"layer_indices \(0-based\) = \[(\d{1,4}(?:, \d{1,4}){0,1999})\]")
 SLACK = 2e-6  # of gaps: they stand to 6 decimals, of a mean that may be of float32
 
 
@@ -138,13 +137,18 @@ def of_changes(
     """The results of a layout from signed or absolute changes by layer, counted as in the study.
 
     Counted are the top k of |change| of each pair and layer. Ties go as NumPy's sort has them, as in the study. Raises
-    ValueError for layers of different shape, and topk of none or of more heads than there are (4 for the gaps of LLaVA).
+    ValueError for an unknown layout, layers of different shape, none, or with a NaN, and topk of none or of more heads than there
+    are (4 for the gaps of LLaVA).
     """
+    if layout not in ("llava", "qwen2"):
+        raise ValueError(f"layout {layout!r} is unknown; 'llava' or 'qwen2'")
     shapes = {np.shape(array) for array in changes.values()}
-    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2:
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2 or not shape[0]:
         raise ValueError(f"changes of shapes {sorted(shapes)}; one [pair, head] for every layer is wanted")
+    if unknown := [layer for layer, array in changes.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"changes of layer {unknown[0]} hold a NaN or an infinity: which are the largest is unknown")
     least = 4 if layout == "llava" else 1
-    if not 1 <= topk <= shape[1] or shape[1] < least:
+    if isinstance(topk, bool) or not 1 <= topk <= shape[1] or shape[1] < least:
         raise ValueError(f"topk={topk} of {shape[1]} heads; 1 to all of at least {least}")
     sizes = {layer: np.abs(np.asarray(array)) for layer, array in sorted(changes.items())}
     members = {}
@@ -190,12 +194,14 @@ class _Found:
             return
         if array.dtype.kind not in "iu" or (array < 0).any():
             self.problems.append(f"{name}: {array.dtype} with values from {array.min()}; counts are whole numbers from 0")
-        elif array.sum() % k:
-            self.problems.append(f"{name}: counts that sum to {array.sum()}, which is no multiple of {k} heads a pair")
+        elif (total := sum(array.tolist())) % k or not total:
+            self.problems.append(f"{name}: counts that sum to {total}, which is no multiple of {k} heads a pair")
+        elif array.max() > total // k:
+            self.problems.append(f"{name}: a head counted {array.max()} times in {total // k} pairs")
         elif layer in self.counts:
             raise ValueError(f"{self.folder}: {name} and counts of the top {self.k[layer]} of that layer: of two runs")
         else:
-            self.counts[layer], self.k[layer] = array, k
+            self.counts[layer], self.k[layer] = array.astype(np.int64), k
 
     def take_changes(self, name: str, layer: int) -> None:
         array = self._array(name, 2)
@@ -256,11 +262,11 @@ class _Found:
     def _shape(self) -> tuple[tuple[int, int, int], int, list[int]]:
         """Shape, top k and layers (from 0). Raises ValueError for what is not as the script writes it."""
         lines = read_lines(self.folder / SHAPE)
-        patterns = (SHAPED, re.compile(r"L=(\d+), H=(\d+), N=(\d+)"), re.compile(r"topk=(\d{1,4})"), LISTED)
+        patterns = (SHAPED, re.compile(r"L=(\d+), H=(\d+), N=(\d+)"), re.compile(r"topk=([1-9]\d{0,3})"), LISTED)
         found = [pattern.fullmatch(line) for pattern, line in zip(patterns, lines, strict=False)]
         if len(lines) != len(patterns) or None in found:
             raise ValueError("not the four lines of the study's script")
-        shape, layers = tuple(map(int, found[0].groups())), ast.literal_eval(found[3][1])
+        shape, layers = tuple(map(int, found[0].groups())), [int(layer) for layer in found[3][1].split(", ")]
         if found[1].groups() != found[0].groups() or len(layers) != shape[0] or len(set(layers)) != len(layers):
             raise ValueError(
                 f"shape {shape}, sizes {', '.join(found[1].groups())} and {len(layers)} layers contradict one another"
