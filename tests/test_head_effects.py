@@ -22,7 +22,9 @@ NAMES = list(CORNERS)
 
 def made(n=30, layers=3, heads_=5, corners=NAMES, asked=NAMES, seed=0, spread=0.1):
     """Noise alone: n matched pairs a corner."""
-    mass = np.random.default_rng(seed).normal(0.5, spread, (n * len(corners), len(asked), 2, 2, layers, heads_))
+    shape = (n * len(corners), len(asked), 2, 2, layers, heads_)
+    mass = np.random.default_rng(seed).normal(0.5, spread, shape)
+    mass = np.concatenate([mass, np.random.default_rng([seed, 1]).normal(0.5, spread, mass[:, :, :, :1].shape)], axis=3)
     pairs = [{"pair": f"{corner}-{i}", "corner": corner, "cluster": f"match-{i:03d}"} for corner in corners for i in range(n)]
     return heads.HeadMass(pd.DataFrame(pairs), list(asked), list(range(0, 2 * layers, 2)), mass, pd.DataFrame())
 
@@ -345,6 +347,7 @@ def test_accuracy_by_member_and_corner():
         (lambda: head_effects.stability(made(), k=16), "k=16 of 15 heads"),
         (lambda: head_effects.stability(made(), k=0), "k=0 of 15 heads"),
         (lambda: head_effects.stability(made(), n=10), "n=10 draws"),
+        (lambda: head_effects.agreement(made(), n=0), "n=0 draws"),
         (lambda: head_effects.agreement(made(n=1), k=2), "1 clusters with a value"),
         (lambda: head_counts.changes(made(asked=NAMES[:2]), "bottomleft"), "'bottomleft' was not asked about"),
         (lambda: head_counts.counts(made(), k=6), "k=6 of 5 heads"),

@@ -47,17 +47,21 @@ def by_whole_rows(vlm, example, layers, side):
     batch = vlm.encode([example])
     with capture(vlm, attention_rows=layers, at="last") as got:
         vlm.forward(batch, logits_to_keep=1)
-    spans, corner = batch.spans[0], example.meta["asked"]
-    inside = []
-    if spans.grid is not None:
-        for cell, token in enumerate(spans.vision.tolist()):
-            y, x = (cell // spans.grid[1] + 0.5) / spans.grid[0], (cell % spans.grid[1] + 0.5) / spans.grid[1]
-            if (y < side if "top" in corner else y > 1 - side) and (x < side if "left" in corner else x > 1 - side):
-                inside.append(token)
-    rows = [got.rows[layer][0, :, 0] for layer in layers]
+    spans, rows = batch.spans[0], [got.rows[layer][0, :, 0] for layer in layers]
+    inside = [inside_of(spans, example.meta[name], side) for name in ("asked", "corner")]
     every = torch.stack([row[:, spans.vision].sum(-1) for row in rows])
-    region = torch.stack([row[:, inside].sum(-1) for row in rows]) if inside else torch.full_like(every, torch.nan)
-    return torch.stack([every, region]).numpy(), len(spans.vision), len(inside)
+    sums = [torch.stack([row[:, own].sum(-1) for row in rows]) if own else torch.full_like(every, torch.nan) for own in inside]
+    return torch.stack([every, *sums]).numpy(), len(spans.vision), len(inside[0])
+
+
+def inside_of(spans, corner, side):
+    """Tokens of the cells whose middle lies in the corner."""
+    found = []
+    for cell, token in enumerate(spans.vision.tolist() if spans.grid is not None else []):
+        y, x = (cell // spans.grid[1] + 0.5) / spans.grid[0], (cell % spans.grid[1] + 0.5) / spans.grid[1]
+        if (y < side if "top" in corner else y > 1 - side) and (x < side if "left" in corner else x > 1 - side):
+            found.append(token)
+    return found
 
 
 # ---- what is measured ----
@@ -74,11 +78,23 @@ def test_every_family_is_read_as_its_whole_rows_say(tiny_family, pairs, batch_si
         np.testing.assert_allclose(found.mass[place], expected, atol=TOLERANCE)
         assert table.loc[key, ["vision", "cells"]].tolist() == [vision, cells]
     if "idefics2" in str(tiny_family):
-        assert np.isnan(found.mass[:, :, :, 1]).all() and (table["cells"] == 0).all()
-        with pytest.raises(ValueError, match="of 2 pairs none has cells in the corner"):
-            head_effects.effects(found, region="region")
+        assert np.isnan(found.mass[:, :, :, 1:]).all() and (table["cells"] == 0).all()
+        for region in ("region", "object"):
+            with pytest.raises(ValueError, match="of 2 pairs none has cells in the corner"):
+                head_effects.effects(found, region=region)
     else:
-        assert (found.mass[:, :, :, 1] < found.mass[:, :, :, 0]).all() and (table["cells"] == 4).all()
+        assert (found.mass[:, :, :, 1:] < found.mass[:, :, :, :1]).all() and (table["cells"] == 4).all()
+
+
+def test_the_subjects_corner_is_that_whatever_is_asked(vlm, pairs):
+    found = heads.measure(vlm, pairs, asked=ASKED)
+    for pair, corner in enumerate(found.pairs["corner"]):
+        asked = ASKED.index(corner)
+        np.testing.assert_array_equal(found.mass[pair, asked, :, 2], found.mass[pair, asked, :, 1])
+        assert (found.mass[pair, 1 - asked, :, 2] != found.mass[pair, 1 - asked, :, 1]).all()
+    own = head_effects.effects(found, region="object", n=100).set_index(["asked", "corner", "layer", "head"])["effect"]
+    expected = found.mass[found.pairs["corner"] == ASKED[1]][:, 0, :, 2, 1, 3].astype(float)
+    assert own[ASKED[0], ASKED[1], 1, 3] == pytest.approx((expected[:, 0] - expected[:, 1]).mean())
 
 
 def test_members_differ_only_where_their_pictures_do(vlm, pairs):
@@ -99,10 +115,10 @@ def test_one_layer_and_one_corner_are_those_of_all(vlm, pairs):
 def test_the_frame_says_what_the_array_does(vlm, pairs):
     found = heads.measure(vlm, pairs, asked=ASKED)
     frame = found.frame().set_index(["pair", "asked", "member", "layer", "head"])
-    assert len(frame) == found.mass.size / 2 and frame.index.is_unique
+    assert len(frame) == found.mass.size / len(heads.KINDS) and frame.index.is_unique
     for p, a, m, layer, head in [(0, 0, 0, 0, 0), (3, 1, 1, 1, 3), (2, 0, 1, 1, 2)]:
         row = frame.loc[(pairs[p].id, ASKED[a], MEMBERS[m], layer, head)]
-        assert row[["all", "region"]].tolist() == found.mass[p, a, m, :, layer, head].tolist()
+        assert row[list(heads.KINDS)].tolist() == found.mass[p, a, m, :, layer, head].tolist()
         assert row[["corner", "cluster"]].tolist() == [pairs[p].corner, pairs[p].meta["match"]]
 
 
