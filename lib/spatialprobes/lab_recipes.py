@@ -70,7 +70,7 @@ class ShapeworldRecipe:
 
     tower: Pass = Pass(items=1200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
     cycles: int = 2
-    stage2: Pass = Pass(items=1600 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=2400 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
     mix: dict[str, float] = field(default_factory=lambda: dict(SHAPEWORLD_MIX))
     turns: int = 8
     easy: int = 300 * 32
