@@ -247,6 +247,7 @@ def test_what_is_no_pair_is_said_in_a_line(kept, tmp_path):
         (lambda: write(pairs, kept), FileExistsError, "metadata.jsonl is there already"),
         (lambda: write([*pairs, *study_pairs("topright", 1)], tmp_path), ValueError, "pairs of topleft, topright"),
         (lambda: write([*pairs, pairs[1]], tmp_path), ValueError, "'pair_00001' stands twice"),
+        (lambda: write([replace(pairs[0], meta={"match": "../up"})], tmp_path / "a"), ValueError, "'../up' is no name of a file"),
         (lambda: write([off], tmp_path / "a"), ValueError, "has no whole pixels in a picture of 64"),
         (lambda: write([replace(pairs[0], occupied={})], tmp_path / "a"), ValueError, "other corners are taken than it says"),
         (lambda: write([crowded], tmp_path / "a"), ValueError, "objects; the study's layout knows a subject and one more"),

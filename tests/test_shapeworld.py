@@ -16,6 +16,7 @@ from scipy import stats
 
 from spatialprobes.images import open_image
 from spatialprobes.worlds import shapeworld as sw
+from spatialprobes.worlds import shapeworld_format as layout
 from spatialprobes.worlds.shapeworld_examples import example, examples, exchanged
 from spatialprobes.worlds.shapeworld_files import read, write
 
@@ -275,6 +276,8 @@ SPOILT = {
         (lambda w: w["entities"][0]["color"].update(name="pink"), "colour is 'pink'"),
         (lambda w: w["entities"][0]["center"].update(x="left"), "'left' stands in the world model where a number is needed"),
         (lambda w: w["entities"][0].update(rotation=float("nan")), "nan stands in the world model"),
+        (lambda w: w["entities"][0].update(rotation=1e308), "1e\\+308 stands in the world model where a number is needed, of at"),
+        (lambda w: w["entities"][0]["center"].update(y=10**400), "10{39} stands in the world model where a number is needed"),
         (lambda w: w["entities"][1]["bounding_box"]["topleft"].update(x=-0.2), "bounding box is .*; its shape extends over"),
         (lambda w: moved(w["entities"][0]), "box .* lies outside the picture"),
         (lambda w: w["entities"][0]["shape"]["size"].update(y=0), "a shape has an extent"),
@@ -347,6 +350,33 @@ def test_a_line_lost_within_puts_no_caption_with_another_world(shard):
     (shard / "caption.txt").write_text("".join(lines[:1] + lines[2:]))
     data = read(shard)
     assert data.worlds == WORLDS[:1] and data.problems["index"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "what"), [("world_model.json", "worlds"), ("caption_model.json", "captions")])
+def test_an_empty_list_is_told_and_not_passed_over(shard, name, what):
+    content = json.loads((shard / name).read_text())
+    (shard / name).write_text(json.dumps([content[0], [], *content[2:]]))
+    if what == "captions":  # several captions stand in blocks
+        (shard / name).write_text(json.dumps([[content[0]], [], *([one] for one in content[2:])]))
+        (shard / "caption.txt").write_text((shard / "caption.txt").read_text().strip().replace("\n", "\n\n"))
+    data = read(shard)
+    assert data.worlds == [WORLDS[0], *WORLDS[2:4]]
+    assert data.problems[["index", "problem"]].values.tolist() == [[1, f"world 1 has an empty list of {what}"]]
+
+
+def test_a_shard_that_was_not_finished_is_none(tmp_path, monkeypatch):
+    full = layout.texts
+
+    def texts(part):
+        if len(part) == 1:
+            raise KeyboardInterrupt
+        return full(part)
+
+    monkeypatch.setattr(layout, "texts", texts)
+    with pytest.raises(KeyboardInterrupt):
+        write(WORLDS[:3], tmp_path / "cut", per_shard=2)
+    data = read(tmp_path / "cut")
+    assert data.worlds == WORLDS[:2] and not len(data.problems)
 
 
 def test_what_is_no_data_is_said_in_a_line(kept, shard, tmp_path):

@@ -61,8 +61,9 @@ def read(folder: str | Path) -> CornerData:
 def write(pairs: Sequence[CornerPair], folder: str | Path) -> None:
     """Write pairs of one corner as the study does, which knows a subject and one more object.
 
-    Raises ValueError for no pair, pairs of several corners, two of one match, pairs with more objects, and boxes that are no
-    whole pixels of a square picture or say another corner; FileExistsError where there are pairs already.
+    Raises ValueError for no pair, pairs of several corners, two of one match, a match that is no name of a file, pairs with more
+    objects, and boxes that are no whole pixels of a square picture or say another corner; FileExistsError where there are pairs
+    already.
     """
     folder = Path(folder)
     if not pairs:
@@ -72,6 +73,8 @@ def write(pairs: Sequence[CornerPair], folder: str | Path) -> None:
     names = [pair.meta.get("match", pair.id) for pair in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice among the pairs")
+    if odd := [name for name in names if PurePosixPath(name.replace("\\", "/")).name != name]:
+        raise ValueError(f"{odd[0]!r} is no name of a file; pictures are called by it, without a folder")
     if (folder / METADATA).exists():
         raise FileExistsError(f"{folder / METADATA} is there already; write into a folder without it")
     lines = []

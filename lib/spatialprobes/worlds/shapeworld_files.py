@@ -23,6 +23,7 @@ from spatialprobes.worlds.shapeworld_examples import Form, check_count, example
 from spatialprobes.worlds.shapeworld_questions import caption
 
 MAX_BYTES = 500_000_000  # of a JSON file; the published ones have 0.2 MB for 100 worlds
+Shards = Sequence[int | str] | int | str
 DEPTH = 4  # folders between the one that is named and a shard, at most (agreement/relational/test/shard0)
 
 
@@ -48,13 +49,12 @@ class _Row:
     lacking: str = ""
 
 
-def read(
-    folder: str | Path, *, shards: Sequence[int | str] | None = None, limit: int | None = None, form: Form = "question"
-) -> ShapeData:
+def read(folder: str | Path, *, shards: Shards | None = None, limit: int | None = None, form: Form = "question") -> ShapeData:
     """The worlds of a folder: of a shard, or of one that holds shards (``agreement/relational/shard*``) at most 4 folders down.
 
-    shards: names or numbers of those to read, all if None. limit: most examples, the first ones; what follows is not looked at.
-    form: as in `shapeworld_examples.examples`. Each picture is decoded once to see that it can be; the example keeps its path.
+    shards: name or number of one to read, or several; all if None. limit: most examples, the first ones; what follows is not
+    looked at. form: as in `shapeworld_examples.examples`. Each picture is decoded once to see that it can be; the example keeps
+    its path.
     id: "<shard>/world-<index>", with "-<number>" where there are several captions or worlds; cluster: the picture.
     Raises FileNotFoundError where there is no such folder, shard or file; ValueError for a file that is no JSON list, shards
     without a world, a limit below 1, an unknown form, and several captions of several worlds.
@@ -98,16 +98,16 @@ def write(worlds: Sequence[TwoShapes], folder: str | Path, *, per_shard: int = 1
         shard = root / f"shard{start // per_shard}"
         shard.mkdir(parents=True)
         part = worlds[start : start + per_shard]
-        for name, text in layout.texts(part).items():
-            (shard / name).write_text(text, encoding="utf-8", newline="\n")
         for index, one in enumerate(part):
             picture(one).save(shard / f"world-{index}.png")
+        for name, text in layout.texts(part).items():  # world_model.json, by which a shard is known, is the last
+            (shard / name).write_text(text, encoding="utf-8", newline="\n")
     specification = layout.specification(Path(folder).as_posix())
     (Path(folder) / "agreement-relational.json").write_text(specification, encoding="utf-8")
 
 
 # ---- where the shards are ----
-def _shards(folder: Path, wanted: Sequence[int | str] | None) -> dict[str, Path]:
+def _shards(folder: Path, wanted: Shards | None) -> dict[str, Path]:
     """Name -> folder, in the order of their numbers."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -121,7 +121,8 @@ def _shards(folder: Path, wanted: Sequence[int | str] | None) -> dict[str, Path]
     shards = dict(zip(names, found, strict=True))
     if wanted is None:
         return shards
-    asked = [f"shard{one}" if isinstance(one, int) else one for one in wanted]
+    several = [wanted] if isinstance(wanted, (int, str)) else wanted
+    asked = [f"shard{one}" if isinstance(one, int) else one for one in several]
     for one in asked:
         if one not in shards:
             raise FileNotFoundError(f"{folder}: no shard {one!r}; there are {', '.join(shards)}")
@@ -157,7 +158,9 @@ def _rows(shard: Path) -> Iterator[tuple[int, _Row]]:
 def _variants(index: int, world: Any, tree: Any, caption: str | list[str], agreement: str) -> Iterator[_Row]:
     """The captions of a picture, or the pictures of a caption; one of each in the published files."""
     agreements = agreement.split(";")
-    if isinstance(tree, list) and isinstance(caption, list):
+    if [] in (world, tree):
+        yield _Row("", "", "", "", None, None, f"world {index} has an empty list of {'captions' if tree == [] else 'worlds'}")
+    elif isinstance(tree, list) and isinstance(caption, list):
         lacking = _uneven(index, captions=caption, models=tree, agreements=agreements)
         for number, (one, said, agreed) in enumerate(zip(tree, caption, agreements, strict=False)):
             yield _Row(f"world-{index}-{number}", f"world-{index}.png", agreed, said, one, world, lacking)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import isfinite
+from math import inf
 from typing import Any
 
 from spatialprobes.worlds.shapeworld import COLOURS, RELATIONS, SHAPES, SIZE, Entity, TwoShapes
 from spatialprobes.worlds.shapeworld_questions import caption
 
 CLOSE = 1e-6  # of the picture; by how much a stated box may differ from the shape's own
+FAR = 1e6  # pictures, or turns: no angle or place is read from numbers beyond
 _WORDS = """. ? a above an and are as behind below besides bigger blue circle closer color cross cyan darker different does
 ellipse exist exists farther first from front gray green in is left lighter magenta not of pentagon rectangle red relation
 relationship right same second semicircle shape shapes smaller spatial square than the there to triangle two
@@ -56,9 +57,13 @@ def _entity(one: Any) -> Entity:
 
 
 def _length(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-        raise ValueError(f"{value!r} stands in the world model where a number is needed")
-    return float(value)
+    try:
+        length = float("nan" if isinstance(value, bool) or not isinstance(value, (int, float)) else value)
+    except OverflowError:  # JSON's whole numbers have no end
+        length = inf
+    if not abs(length) <= FAR:
+        raise ValueError(f"{repr(value)[:40]} stands in the world model where a number is needed, of at most {FAR:g}")
+    return length
 
 
 def _numbers(values: Sequence[float]) -> str:
