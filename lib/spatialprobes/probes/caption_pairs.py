@@ -49,10 +49,12 @@ PUBLISHED = {
     "above": Phrase("above", "below", "adjacent", "near"),
     "below": Phrase("below", "above", "adjacent", "near"),
 }
-_WORD = r"(?!(?:left|right|above|under|below|or|and)\b)[\w-]+"
+_WORD = r"(?!(?:left|right|above|under|below|or|and|is|are|not|to|of)\b)[\w-]+"  # "a circle is not" is no entity
 _ENTITY = rf"(?:an?|the) (?:{_WORD} ){{0,3}}?{_WORD}"
+_SAME = rf"(?:(?!there are two shapes|{STATED}).)*"  # what stands between, of one caption
 _PUBLISHED = re.compile(
-    rf"there are two shapes (?P<first>{_ENTITY}) and (?P<second>{_ENTITY}) ?\. .*{STATED} (?P<relation>{'|'.join(PUBLISHED)}) ?\."
+    rf"there are two shapes (?P<first>{_ENTITY}) and (?P<second>{_ENTITY}) ?\. {_SAME}"
+    rf"{STATED} (?P<relation>{'|'.join(PUBLISHED)}) ?\."
 )
 _CLAUSE = re.compile(
     rf"(?:is |are )?(?P<first>{_ENTITY}) (?:is |are )?(?P<relation>{'|'.join(CLAUSE)}) (?P<second>{_ENTITY})(?: ?[.?])?"
