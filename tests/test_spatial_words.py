@@ -260,6 +260,11 @@ def test_the_studys_t_is_students_of_nats():
     assert alike["t"].tolist() == [0, 0] and alike["p"].tolist() == [1, 1]
     with pytest.raises(ValueError, match="how='last_third' was not measured"):
         spatial_words.as_published(planted(values), how="last_third")
+    layers = pd.concat([planted(values).assign(how="layer", layer=layer) for layer in (0, 1)])
+    with pytest.raises(ValueError, match="how='layer' holds 2 layers, of which each would count as a sample; give one"):
+        spatial_words.as_published(layers, how="layer")
+    one = spatial_words.as_published(layers[layers["layer"] == 1], how="layer")
+    assert one["n"].tolist() == [8, 8] and one["t"].tolist() == spatial_words.as_published(planted(values))["t"].tolist()
 
 
 def test_pairs_without_a_map_are_left_out_and_counted():
@@ -281,6 +286,8 @@ def test_a_control_is_not_needed_but_both_members_are():
         spatial_words.summary(frame[frame["member"] != "neutral"])
     with pytest.raises(ValueError, match="by="):
         spatial_words.summary(frame, by=("relation",))
+    with pytest.raises(ValueError, match="pair 'p0' stands twice"):
+        spatial_words.summary(pd.concat([frame, frame]))
     with pytest.raises(ValueError, match="'sees' is missing"):
         spatial_words.summary(frame.drop(columns="sees"))
 

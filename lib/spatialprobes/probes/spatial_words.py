@@ -193,6 +193,8 @@ def summary(frame: pd.DataFrame, *, by: Sequence[str] = _BY, seed: int = 0) -> p
         raise ValueError(f"the column {missing[0]!r} is missing; there: {', '.join(map(str, frame.columns))}")
     if missing := {"spatial", "neutral"} - set(frame["member"]):
         raise ValueError(f"member {min(missing)!r} is missing: nothing to compare")
+    if (twice := frame.duplicated(["pair", "member", "how", "layer", "role"])).any():
+        raise ValueError(f"pair {frame.loc[twice, 'pair'].iloc[0]!r} stands twice: give one model's rows, and ids that differ")
     rows = []
     for metric in METRICS:
         for key, part in frame.groupby([*by, "sees"], sort=False):
@@ -233,13 +235,15 @@ def as_published(frame: pd.DataFrame, *, how: str = "mean") -> pd.DataFrame:
     metric: "entropy" in nats and "dispersion" in cells^2, of the maps averaged over all heads and layers (`how`). t, p: Student's
     t-test of two samples with one variance, as the study runs it on what are pairs. Of a table of `measure_tower`, t is 0 and p
     is 1 by construction. n: of each sample.
-    Raises ValueError where `how` was not measured.
+    Raises ValueError where `how` was not measured, or is "layer" and several are there.
     """
     from scipy.stats import ttest_ind  # a quarter of a second, only where it is used
 
     part = frame[frame["how"] == how]
     if part.empty:
         raise ValueError(f"how={how!r} was not measured; there: {', '.join(map(repr, frame['how'].unique()))}")
+    if part["layer"].nunique() > 1:
+        raise ValueError(f"how={how!r} holds {part['layer'].nunique()} layers, of which each would count as a sample; give one")
     part = part.assign(entropy=part["entropy"] * np.log(part["cells"].astype(float)))
     rows = []
     for role, own in part.groupby("role", sort=False):
