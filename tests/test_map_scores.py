@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -224,6 +225,10 @@ def test_what_is_refused():
         map_scores.score(panels, [*asked, asked[0]])
     with pytest.raises(KeyError, match="unknown metric 'lifts'; nearest: 'lift'; there are hit, mass"):
         map_scores.score(panels, asked, metrics=["lifts"])
+    for metrics in ([], ""):
+        with pytest.raises(ValueError, match=r"metrics=.* names none; there are hit, mass"):
+            map_scores.score(panels, asked, metrics=metrics)
+    assert set(map_scores.score(panels, asked, metrics="lift")["metric"]) == {"lift"}
     with pytest.raises(ValueError, match="definition='published' is unknown; one of 'corrected', 'as_published'"):
         map_scores.by_head(maps_of(asked), asked, definition="published")
     bad = Panels(panels.index, [*panels.maps[:-1], panels.maps[-1] - 0.5])
@@ -260,6 +265,10 @@ def test_a_summary_pairs_real_with_shuffled_maps():
     wrong = map_scores.score(panels_of(others[:-1], seed=9), others)
     summed = map_scores.summary(real, wrong, seed=1).set_index(["role", "target", "metric"])
     keys = ["example", "role", "target", "metric"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # shuffled pictures of which the real table has none are passed over
+        some = map_scores.summary(real[real["example"].isin(["e0", "e3", "e5"])], wrong)
+    assert some["n"].max() == 3 and some["difference"].notna().all()
     wrong["example"] = wrong["example"].astype(str).map(map_baseline.real_id)
     both = real.merge(wrong, on=keys, suffixes=("", "_shuffled"))
     for key in (("subject", "subject", "lift"), ("reference", "relation", "wasserstein"), ("subject", "map", "entropy_share")):
@@ -308,6 +317,10 @@ def test_summaries_refuse_what_would_mix():
         map_scores.summary(panels, panels.assign(word="other"))
     with pytest.raises(ValueError, match="shuffled pictures has no column 'layer'"):
         map_scores.summary(heads, panels, by=("layer", "head", "role", "target", "metric"))
+    with pytest.raises(ValueError, match="by is empty"):
+        map_scores.summary(panels[panels["metric"] == "lift"], by=())
+    with pytest.raises(ValueError, match=f"{len(panels)} of {len(panels)} scores have no cluster"):
+        map_scores.summary(panels.assign(cluster=None))
     with pytest.raises(ValueError, match="no map has a value: 'the box covers"):
         full = [example(i, [(0.0, 0.0, 1.0, 1.0)] * 2) for i in range(2)]
         map_scores.summary(map_scores.score(panels_of(full), full, metrics=["mass"]))

@@ -212,6 +212,12 @@ def test_what_cannot_be_asked_is_refused_in_one_line(vlm, tiny_qwen3_5):
         maps.extract(vlm, [asked[0], asked[0]], words_of(asked))
     with pytest.raises(ValueError, match="no words were given for any"):
         maps.extract(vlm, asked, {})
+    with pytest.raises(ValueError, match="no examples were given"):
+        maps.extract(vlm, [])
+    with pytest.raises(ValueError, match="the subject of 'e0' is None; a word or phrase is wanted"):
+        maps.extract(vlm, asked, {"e0": {"subject": None}})
+    with pytest.raises(ValueError, match=r"layers=\[\] names none; blocks with attention: 0, 1$"):
+        maps.extract(vlm, asked, words_of(asked), layers=[])
     with pytest.raises(ValueError, match="row='emit' is unknown; one of 'query', 'emits'"):
         maps.extract(vlm, asked, words_of(asked), row="emit")
     with pytest.raises(ValueError, match="part='system' is unknown"):
@@ -304,8 +310,11 @@ def test_unknown_ways_to_average_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             maps.aggregate(found, how)
-    with pytest.raises(ValueError, match=r"head \(0, 2\) has no maps; there: layers 0, 1, heads 0 to 1"):
-        maps.aggregate(found, heads=[(0, 2)])
+    for heads, name in (([(0, 2)], r"\(0, 2\)"), ((0, 1), "0"), ([(0, 1, 1)], r"\(0, 1, 1\)")):
+        with pytest.raises(
+            ValueError, match=f"head {name} has no maps; .layer, head. is wanted, there: layers 0, 1, heads 0 to 1"
+        ):
+            maps.aggregate(found, heads=heads)
     with pytest.raises(ValueError, match="heads is empty"):
         maps.aggregate(found, heads=[])
     with pytest.raises(ValueError, match="twice"):

@@ -112,6 +112,9 @@ def test_what_has_no_seed_is_left_out_with_its_reason(vlm, tiny_idefics2):
     ]
     found = tower_maps.from_seeds(vlm, asked, seeds="background")
     assert found.left_out.values.tolist() == [["e2", "background", "its boxes cover all 6 x 6 cells"]]
+    unknown = [dataclasses.replace(asked[0], objects=[CIRCLE, Object("far", (0.5, 0.5), None)]), asked[1]]
+    assert tower_maps.from_seeds(vlm, unknown).left_out["reason"][0] == "it has no box"
+    assert tower_maps.from_seeds(vlm, unknown, seeds="background").left_out["reason"][0] == "its far has no box"
     for read in (tower_maps.from_seeds, tower_maps.lm_vision):
         with pytest.raises(ValueError, match="'e0': its 10 vision tokens have no grid to draw a map on"):
             read(VLM.load(str(tiny_idefics2)), seeded(examples(1)))

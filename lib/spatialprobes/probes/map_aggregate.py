@@ -100,10 +100,11 @@ def _chosen_heads(maps: Maps, heads: Sequence[Head]) -> tuple[list[int], list[in
     if not len(heads):
         raise ValueError("heads is empty; name at least one (layer, head)")
     count = maps.weights[0].shape[1] if len(maps) else 0
-    for layer, head in heads:
+    for one in heads:
+        layer, head = one if np.shape(one) == (2,) else (None, one)
         if layer not in maps.layers or not 0 <= head < count:
             there = f"layers {', '.join(map(str, maps.layers))}, heads 0 to {count - 1}"
-            raise ValueError(f"head ({layer}, {head}) has no maps; there: {there}")
+            raise ValueError(f"head {one!r} has no maps; (layer, head) is wanted, there: {there}")
     if len(set(map(tuple, heads))) < len(heads):
         raise ValueError("heads names one of them twice")
     return [maps.layers.index(layer) for layer, _ in heads], [head for _, head in heads]

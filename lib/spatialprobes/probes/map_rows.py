@@ -33,6 +33,8 @@ def blocks_with_attention(vlm: VLM, layers: Sequence[int] | int | str = "all") -
     blocks = vlm.family.part(vlm.model, "layers")
     there = [i for i, block in enumerate(blocks) if vlm.family.attention(block) is not None]
     asked = there if isinstance(layers, str) and layers == "all" else [layers] if isinstance(layers, Integral) else list(layers)
+    if not asked:
+        raise ValueError(f"layers={layers!r} names none; blocks with attention: {', '.join(map(str, there)) or 'none'}")
     with capture(vlm, queries_keys=asked, visit=lambda *_: None):  # refuses what is not there, and says what is
         return list(dict.fromkeys(int(layer) for layer in asked))
 

@@ -281,12 +281,16 @@ class _Codes:
 
 
 def _chosen(metrics: Sequence[str] | None, otherwise: dict[str, Measure]) -> dict[str, Measure]:
+    metrics = [metrics] if isinstance(metrics, str) and metrics else metrics
     for name in metrics or ():
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
             hint = f"; nearest: {near[0]!r}" if near else ""
             raise KeyError(f"unknown metric {name!r}{hint}; there are {', '.join(METRICS)}")
-    return dict(otherwise) if metrics is None else {name: METRICS[name] for name in metrics}
+    chosen = dict(otherwise) if metrics is None else {name: METRICS[name] for name in metrics}
+    if not chosen:
+        raise ValueError(f"metrics={metrics!r} names none; there are {', '.join(METRICS)}")
+    return chosen
 
 
 def _check_definition(definition: str) -> None:

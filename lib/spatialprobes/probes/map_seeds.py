@@ -40,6 +40,9 @@ def seeds_of(example: Example, place: Place, seeds: Seeds, seed: int) -> tuple[l
         return _background(example, place, seed)
     found, left_out = [], []
     for role, thing in zip(ROLES, example.objects, strict=False):
+        if thing.box is None:
+            left_out.append((example.id, thing.name, "it has no box"))
+            continue
         own = cells(thing.box, place)
         if own.any():
             row, col = centre(own)
@@ -71,6 +74,8 @@ def _background(example: Example, place: Place, seed: int) -> tuple[list[Seed], 
     grid = int(place[0]), int(place[1])
     free = np.ones(grid, bool)
     for thing in example.objects:
+        if thing.box is None:  # where it lies is not known, so neither is what is background
+            return [], [(example.id, BACKGROUND, f"its {thing.name} has no box")]
         free &= ~cells(thing.box, place)
     places = np.argwhere(free)
     if not len(places):

@@ -156,7 +156,9 @@ def _paired(real: pd.DataFrame, shuffled: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("a map of a shuffled picture stands twice")
     for name in keys:  # categories of two tables differ
         if name not in PLACES:
-            other[name] = pd.Categorical(other[name].astype(str), categories=real[name].astype("category").cat.categories)
+            known = real[name].astype("category").cat.categories
+            other = other[other[name].astype(str).isin(known)]  # of pictures or words that the real table lacks
+            other = other.assign(**{name: pd.Categorical(other[name].astype(str), categories=known)})
     both = real.merge(other, on=keys, how="inner")
     if both.empty:
         raise ValueError("no map of a shuffled picture has the example, word, role and target of a real one")
@@ -167,6 +169,10 @@ def _check(scores: pd.DataFrame, by: Sequence[str]) -> None:
     needed = ("example", "cluster", "word", "role", "target", "metric", "value", "chance", "left_out")
     if missing := [name for name in (*needed, *by) if name not in scores.columns]:
         raise ValueError(f"the column {missing[0]!r} is missing; there: {', '.join(map(str, scores.columns))}")
+    if not by:
+        raise ValueError("by is empty; name at least one column, such as 'metric'")
+    if scores["cluster"].isna().any():
+        raise ValueError(f"{int(scores['cluster'].isna().sum())} of {len(scores)} scores have no cluster")
     for name in ("metric", *PLACES):
         if name in scores.columns and name not in by and scores[name].nunique() > 1:
             raise ValueError(f"scores of {scores[name].nunique()} {name}s would be averaged: put {name!r} among by, or give one")

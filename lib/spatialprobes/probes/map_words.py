@@ -43,9 +43,11 @@ def asked_of(
     """The examples that have words, and (example, word, reason) of what is left out before anything is run.
 
     words: None for those of ``meta``: "subject", "reference" and "word", which is the relation's (none where it is empty).
-    Raises KeyError for an id that no example has, naming the nearest; ValueError for ids that stand twice and where no words
-    were given.
+    Raises KeyError for an id that no example has, naming the nearest; ValueError for ids that stand twice, for what is no
+    text, and where no examples or words were given.
     """
+    if not examples:
+        raise ValueError("no examples were given")
     ids = [example.id for example in examples]
     if twice := [one for one in dict.fromkeys(ids) if ids.count(one) > 1] if len(set(ids)) < len(ids) else []:
         raise ValueError(f"{twice[0]!r} is the id of {ids.count(twice[0])} examples; ids must differ")
@@ -56,6 +58,8 @@ def asked_of(
     found, left_out = [], []
     for example in examples:
         own = dict(words.get(example.id, {})) if words is not None else _of_meta(example)
+        if wrong := [role for role, word in own.items() if not isinstance(word, str)]:
+            raise ValueError(f"the {wrong[0]} of {example.id!r} is {own[wrong[0]]!r}; a word or phrase is wanted")
         if words is None and not own:
             left_out.append((example.id, "", "its meta names no words: subject, reference or word"))
         if part == "answer" and not (example.answer or "").strip():
