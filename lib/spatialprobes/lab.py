@@ -182,7 +182,7 @@ def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
     text = LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32)
     model = lab_models.adopt(lab_models.llava(0, recipe.pixels, recipe.patch), pretraining.clip, text)
     norms = {"start": input_norms(model, lab_shapeworld.every_group(64))}
-    questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns, recipe.easy)
+    questions = lab_shapeworld.ShapeTurns(200, recipe.stage2.items, recipe.mix, recipe.turns, recipe.easy, recipe.hard)
     stage = SecondStage(
         SHAPEWORLD, recipe.of(), recipe.stage2, questions, lab_shapeworld.every_group, ["lab-text"], SHAPEWORLD_BARS, norms,
         out, work, tower={what: proportion(*count) for what, count in seen.items()},

@@ -168,11 +168,10 @@ class TextData(Dataset):
         return pack(*zip(*items, strict=True))
 
 
-def shares(mix: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulated shares of the groups of a mix, and the same where semantic groups weigh four times as much."""
-    weights = np.array(list(mix.values()))
-    early = weights * [4 if group in SEMANTIC else 1 for group in mix]
-    return np.cumsum(weights / weights.sum()), np.cumsum(early / early.sum())
+def shares(mix: Mapping[str, float], weighted: Sequence[str] = ()) -> np.ndarray:
+    """Cumulated shares of the groups of a mix, those in `weighted` (groups, or the first parts of their names) four times."""
+    weights = np.array([w * (4 if {group, group.split(".")[0]} & {*weighted} else 1) for group, w in mix.items()])
+    return np.cumsum(weights / weights.sum())
 
 
 class TurnData(Dataset):
@@ -194,7 +193,7 @@ class TurnData(Dataset):
     ):
         self.seed, self.count, self.turns, self.easy, self.perspective = seed, count, turns, easy, perspective
         self.groups = tuple(mix)
-        self.cumulative, self.cumulative_easy = shares(mix)
+        self.cumulative, self.cumulative_easy = shares(mix), shares(mix, SEMANTIC)
 
     def __len__(self) -> int:
         return self.count

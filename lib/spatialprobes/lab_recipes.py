@@ -65,15 +65,17 @@ class ShapeworldRecipe:
     """How lab-llava-shapeworld comes to be: its tower, then connector and language model.
 
     cycles: how often the tower's pass is made, each on pictures of its own and with the rate up again. pixels, patch: sides of
-    the picture and of a patch. mix: share of each group of questions; easy: as lab-llava's.
+    the picture and of a patch. mix: share of each group of questions; for the first `easy` items semantic groups weigh four times
+    as much, after `hard` items those of relations, which come last.
     """
 
     tower: Pass = Pass(items=1200 * 64, batch_size=64, lr=1e-3, muon_lr=2e-3)
     cycles: int = 2
-    stage2: Pass = Pass(items=2400 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
+    stage2: Pass = Pass(items=2900 * 32, batch_size=32, lr=1e-3, muon_lr=2e-3)
     mix: dict[str, float] = field(default_factory=lambda: dict(SHAPEWORLD_MIX))
     turns: int = 8
     easy: int = 300 * 32
+    hard: int = 1500 * 32
     pixels: int = 96
     patch: int = 12
 

@@ -94,9 +94,10 @@ class TowerPretraining(nn.Module):
 class ShapeTurns(Dataset):
     """A picture and several turns about it, each trained as if it were the only one (as ``lab_batches.TurnData``)."""
 
-    def __init__(self, seed: int, count: int, mix: Mapping[str, float], turns: int = 8, easy: int = 0):
-        self.seed, self.count, self.turns, self.easy, self.groups = seed, count, turns, easy, tuple(mix)
-        self.cumulative, self.cumulative_easy = shares(mix)
+    def __init__(self, seed: int, count: int, mix: Mapping[str, float], turns: int = 8, easy: int = 0, hard: int | None = None):
+        self.seed, self.count, self.turns, self.groups = seed, count, turns, tuple(mix)
+        self.easy, self.hard = easy, count if hard is None else hard
+        self.early, self.usual, self.late = shares(mix, ["semantic"]), shares(mix), shares(mix, ["relation"])
 
     def __len__(self) -> int:
         return self.count
@@ -104,7 +105,7 @@ class ShapeTurns(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, list[Turn]]:
         rng = np.random.default_rng([self.seed, index, 1])
         shown, turns = world(self.seed, index), []
-        cumulative = self.cumulative_easy if index < self.easy else self.cumulative
+        cumulative = self.early if index < self.easy else self.late if index >= self.hard else self.usual
         while len(turns) < self.turns:
             group = self.groups[min(int(np.searchsorted(cumulative, rng.random())), len(self.groups) - 1)]
             question = GROUPS[group](shown, rng)
