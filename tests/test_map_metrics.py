@@ -242,7 +242,9 @@ def test_edges_on_the_lines_of_the_grid():
     ]
     whole = map_targets.reached_as_published(np.array([[-0.1, 0.0, 1.0, 1.2]]), (4, 4))
     assert whole.all()
-    for empty in ([0.4, 0.4, 0.4, 0.6], [0.6, 0.4, 0.4, 0.6]):  # without extent, or the other way round
+    beyond = map_targets.reached_as_published(np.array([[1.0, 0.3, 1.2, 0.4]]), (4, 4))[0]
+    assert np.argwhere(beyond).tolist() == [[1, 3]]  # kept within the grid
+    for empty in ([0.4, 0.4, 0.4, 0.6], [0.6, 0.4, 0.4, 0.6], [0.4, 0.4, 0.6, 0.4]):  # no extent, or the other way round
         assert not map_targets.reached(np.array([empty]), (4, 4), *identity).any()
 
 

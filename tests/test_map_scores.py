@@ -103,6 +103,56 @@ def test_every_map_is_held_against_both_boxes():
         assert own[own["target"] == "map"]["value"].item() == pytest.approx(map_metrics.entropy_share(panel))
 
 
+def cells_between(one, grid=GRID):
+    """The cells between the facing edges of both boxes, along the relation's axis, that neither has; by sampled points."""
+    (a, b), k = (thing.box for thing in one.objects), "xy".index(map_targets.AXES[one.meta["relation"]])
+    box = [0.0] * 4
+    box[k], box[k + 2] = min(a[k + 2], b[k + 2]), max(a[k], b[k])
+    box[1 - k], box[3 - k] = min(a[1 - k], b[1 - k]), max(a[3 - k], b[3 - k])
+    room = masks_of(dataclasses.replace(one, objects=[Object("room", (0.0, 0.0), tuple(box))]), grid)[0]
+    return room & ~np.logical_or(*masks_of(one, grid))
+
+
+def test_relations_are_held_against_the_cells_between_both_boxes():
+    asked = [*examples(9), example(9, ((0.05, 0.3, 0.2, 0.4), (0.7, 0.1, 0.95, 0.35)))]
+    panels, seen = panels_of(asked), 0
+    found = map_scores.score(panels, asked, metrics=["mass", "auc"]).query("target == 'relation'")
+    for one, panel in zip(asked, panels.maps[::2], strict=True):
+        own = found[(found["example"] == one.id) & (found["role"] == "subject")].set_index("metric")
+        room = cells_between(one)
+        seen += room.any()
+        if room.any():
+            assert own["value"]["mass"] == pytest.approx(map_metrics.mass(panel, room))
+            assert own["value"]["auc"] == pytest.approx(map_metrics.auc(panel, room))
+            assert own["chance"]["mass"] == pytest.approx(room.mean())
+        else:
+            assert own["value"].isna().all() and own["left_out"]["mass"].startswith("no cells between the two boxes along")
+    assert 1 < seen < len(asked)
+
+
+def test_the_studys_measures_are_held_against_its_cells_of_both_boxes():
+    touching = example(6, ((0.1, 0.1, 0.5, 0.6), (0.3, 0.4, 0.8, 1.0)))  # they share cells
+    asked = [*examples(6), touching]
+    panels = panels_of(asked)
+    found = map_scores.score(panels, asked, definition="as_published").astype({"example": str, "role": str, "target": str})
+    found = found.set_index(["example", "role", "target", "metric"])["value"].sort_index()
+    for row, panel in zip(panels.index.itertuples(), panels.maps, strict=True):
+        masks = {}
+        for name, thing in zip(WORDS, next(one for one in asked if one.id == row.example).objects, strict=True):
+            left, top, right, bottom = (int(edge * side) for edge, side in zip(thing.box, GRID[::-1] * 2, strict=True))
+            masks[name] = np.zeros(GRID, bool)
+            masks[name][top : min(bottom, GRID[0] - 1) + 1, left : min(right, GRID[1] - 1) + 1] = True
+        for target, other in zip(masks, reversed(masks), strict=True):
+            value = found[row.example, row.role, target]
+            mask, across = masks[target], masks[target].sum(0)
+            for name in ("com", "iou", "soft_iou", "in_out_ratio"):
+                assert value[name] == pytest.approx(getattr(map_metrics, name)(panel, mask))
+            assert value["wasserstein_x"] == pytest.approx(map_metrics.wasserstein_x(panel, across))
+            outside = panel[~(mask | masks[other])].sum() + 1e-6
+            assert value["entity_bg_ratio_llava"] == pytest.approx(panel[mask].sum() / outside)
+            assert value["entity_bg_ratio_qwen"] == pytest.approx(panel[mask & ~masks[other]].sum() / outside)
+
+
 def test_as_published_holds_maps_along_x_and_against_the_orders_of_the_world():
     asked = examples(6)
     found = map_scores.score(panels_of(asked), asked, definition="as_published")
@@ -119,6 +169,9 @@ def test_as_published_holds_maps_along_x_and_against_the_orders_of_the_world():
     assert len(above) and (above["left_out"] == "the study has no target for the relation 'above'").all()
     boxes = found[(found["category"] == "above") & (found["target"] == "subject")]
     assert boxes["value"].notna().all()  # along x all the same
+    beside = [example(0, ((-0.2, 0.1, 0.0, 0.3), LEFT[1]))]  # the study would give it the first column
+    outside = map_scores.score(panels_of(beside), beside, metrics=["com"], definition="as_published")
+    assert set(outside["left_out"][outside["target"] == "subject"]) == {"the box lies outside the picture"}
     unknown = [dataclasses.replace(one, meta={**one.meta, "relation": "left"}) for one in asked[:1]]
     del unknown[0].meta["world_order"]
     lost = map_scores.score(panels_of(unknown), unknown, definition="as_published").query("target == 'relation'")
