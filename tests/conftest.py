@@ -6,7 +6,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of published data, where the environment names one; a test that needs it is skipped where it does not."""
+    folder = os.environ.get("SPATIALPROBES_REAL_DATA")
+    if not folder:
+        pytest.skip("SPATIALPROBES_REAL_DATA is not set: no published files here")
+    assert Path(folder).is_dir(), f"SPATIALPROBES_REAL_DATA is {folder!r}, which is no folder"
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
