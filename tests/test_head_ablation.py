@@ -570,6 +570,15 @@ def test_every_family_is_measured(any_vlm):
     assert own.to_dict() == right.to_dict()
 
 
+def test_a_batch_is_encoded_when_the_one_before_is_done(vlm, monkeypatch):
+    done, assemble, forward = [], vlm.assemble, vlm.forward
+    monkeypatch.setattr(vlm, "assemble", lambda *a, **k: done.append("encoded") or assemble(*a, **k))
+    monkeypatch.setattr(vlm, "forward", lambda *a, **k: done.append("run") or forward(*a, **k))
+    head_ablation.measure(vlm, examples(6), {"a": [(1, 1)]}, how=["zero"], draws=1, batch_size=4)
+    batches = done.count("encoded")
+    assert batches > 2 and done == ["encoded", "run", "run", "run"] * batches  # the whole model, the head, a random one
+
+
 def test_pictures_pass_the_tower_once_a_batch(any_vlm):
     asked, layer, runs = examples(4, pictures=2), layers_of(any_vlm)[0], []
     tower = any_vlm.family.part(any_vlm.model, "tower_layers")[0]

@@ -13,7 +13,6 @@ from math import comb, prod
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from spatialprobes.answers import each_choice, scorings
 from spatialprobes.examples import Example, batches
@@ -24,7 +23,6 @@ from spatialprobes.vlm import VLM
 
 NONE, RANDOM = "none", "random:"
 COLUMNS = ("example", "cluster", "category", "heads", "draw", "how", "correct", "margin", "change", "shared")
-BARS_FROM = 20  # batches from which a bar of progress is shown
 
 
 @torch.no_grad()
@@ -128,8 +126,7 @@ def measure(
         for name, draw, heads, shared in sets
     ]
     found = np.full((1 + len(runs), len(asked)), np.nan)
-    parts = list(scorings(vlm, asked, batch_size, system=system))
-    for part in tqdm(parts, desc="ablation", unit="batch", leave=False, disable=len(parts) < BARS_FROM):
+    for part in scorings(vlm, asked, batch_size, system=system):  # one batch's pictures are held at a time
         with vlm.family.keep_image_features(vlm.model):
             found[0, part.places] = _per_token(part.logprobs())
             for i, (*_, off) in enumerate(runs, 1):
