@@ -164,9 +164,7 @@ def test_a_lab_model_end_to_end(tmp_path):
             wanted = {(map_baseline.real_id(name), role): value for (name, role), value in coms(own, shown).items()}
             for (name, role), value in wanted.items():
                 if name in places:
-                    assert read[condition, places[name], role] == pytest.approx(
-                        value, abs=5.1e-5 if condition == "real" else 0.0051
-                    )
+                    assert read[condition, places[name], role] == pytest.approx(value, abs=within)
         means = found.means[found.means["kind"] == "words"].set_index(["condition", "role", "metric"])["value"]
         real = [value for (name, role), value in coms(panels, asked).items() if role == "entity1" and name in places]
         assert means["real", "entity1", "com"] == pytest.approx(np.mean(real), abs=1e-4) and means.notna().all()
