@@ -676,6 +676,21 @@ def test_the_summary_in_closed_form():
     assert row["draws"] == 4 and np.isnan(whole["drop"])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frame: frame[frame["heads"] != "none"], "no row of the whole model"),
+        (lambda frame: pd.concat([frame, frame]), "example 'e0' stands twice"),
+        (lambda frame: frame.drop(columns="margin"), "column 'margin' is missing"),
+        (lambda frame: frame[1:], "NaN"),
+    ],
+)
+def test_tables_that_cannot_be_summed_up_are_refused(spoil, message):
+    plain = np.random.default_rng(0).normal(2, 1, 8)
+    with pytest.raises(ValueError, match=message):
+        head_ablation.summary(spoil(made_up({("none", -1): plain, ("a", -1): plain - 1}, 0)))
+
+
 def test_heads_that_are_like_the_others_are_not_found():
     """Sign flips and ranks hold their size where what is tested is one more random set."""
     ps, ranks = [], []

@@ -185,12 +185,19 @@ def test_clusters_that_lack_a_corner_are_left_out_of_what_compares_contents():
     assert row(head_effects.selectivity(part, control="prompt"), asked="topleft", layer=0, head=0)["n"] == 11
 
 
+def test_kinds_are_told_from_one_region_and_one_control():
+    own, selective = head_effects.effects(made(n=4), n=100), head_effects.selectivity(made(n=4), n=100)
+    for tables in ((pd.concat([own, own]), selective), (own, pd.concat([selective, selective.assign(control="prompt")]))):
+        with pytest.raises(ValueError, match=r"head \(0, 0\) stands twice for 'topleft'"):
+            head_effects.kinds(*tables)
+
+
 def test_specificity_is_a_matrix_of_effects_for_each_head():
     found = planted()
     table = head_effects.specificity(found, [(4, 3), (2, 1)])
     assert len(table) == 32 and table[["layer", "head"]].drop_duplicates().to_numpy().tolist() == [[4, 3], [2, 1]]
     whole = head_effects.effects(found)
-    shared = ["layer", "head", "asked", "corner", "effect", "low", "high"]
+    shared = ["layer", "head", "asked", "corner", "region", "effect", "low", "high"]
     assert len(table.merge(whole, on=shared)) == 32
     assert len(head_effects.specificity(found)) == len(whole)
 
@@ -348,6 +355,16 @@ def test_accuracy_by_member_and_corner():
         (lambda: head_effects.stability(made(), k=0), "k=0 of 15 heads"),
         (lambda: head_effects.stability(made(), n=10), "n=10 draws"),
         (lambda: head_effects.agreement(made(), n=0), "n=0 draws"),
+        (lambda: head_effects.effects(made(), n=0), "n=0 draws"),
+        (lambda: head_effects.diagonal(made(), n=1e3), "n=1000.0 draws"),
+        (lambda: head_effects.effects(made(n=0)), "no pairs were measured"),
+        (lambda: head_effects.specificity(made(), [0, 1]), r"pairs \(layer, head\), not \[0, 1\]"),
+        (lambda: head_effects.stability(made(), k=2.5), "k=2.5 of 15 heads"),
+        (lambda: head_counts.counts(made(), k=2.0), "k=2.0 of 5 heads"),
+        (lambda: head_counts.counts(made(n=0)), "no pairs were measured"),
+        (lambda: head_counts.shared_and_unique(head_counts.members(made(n=2)), top=0), "top=0"),
+        (lambda: head_counts.shared_and_unique({"a": np.ones((1, 2, 3)), "b": np.full((1, 2, 3), 2)}), "b: .*other values"),
+        (lambda: head_answers.accuracy(pd.DataFrame(), by="asked"), "by='asked'"),
         (lambda: head_effects.agreement(made(n=1), k=2), "1 clusters with a value"),
         (lambda: head_counts.changes(made(asked=NAMES[:2]), "bottomleft"), "'bottomleft' was not asked about"),
         (lambda: head_counts.counts(made(), k=6), "k=6 of 5 heads"),

@@ -45,6 +45,15 @@ def test_a_model_of_7_billion_is_legible(plot, frame):
     assert_legible(plots.draw(plot, frame(), {}))
 
 
+@pytest.mark.parametrize("plot", ["heads.selectivity", "heads.stability", "spatial_words.differences"])
+@pytest.mark.parametrize("width", ["one", "two"])
+@pytest.mark.filterwarnings("error")
+def test_one_row_has_room(plot, width):
+    figure = plots.draw(plot, HEAD_FRAMES[plot]().iloc[:1], {"width": width})
+    figure.canvas.draw()
+    assert figure.axes[0].get_window_extent().height > 0.3 * figure.dpi
+
+
 @pytest.mark.parametrize("plot", ["head_maps.by_layer", "head_maps.real_and_shuffled", "heads.effects", "heads.binding"])
 def test_a_table_of_categories_draws_the_same(plot):
     """The scores' texts are categories, each column with its own, which pandas compares with no other's."""

@@ -195,7 +195,7 @@ def selectivity(frame: pd.DataFrame, *, most: int = 12, width: str = "two") -> F
     rows = looks.once(plain(frame), plot, ("layer", "head", "asked"))
     corners = in_order(rows["asked"], tuple(CORNERS))
     heads = _greatest(rows, "selectivity", most, plot)
-    ax = new_figure(width, 0.8 + len(heads) * (0.16 + 0.07 * len(corners))).subplots()
+    ax = new_figure(width, max(1.7, 0.8 + len(heads) * (0.16 + 0.07 * len(corners)))).subplots()
     spread = np.linspace(-0.27, 0.27, len(corners)) if len(corners) > 1 else [0.0]
     for index, corner in enumerate(corners):
         for y, (layer, head) in enumerate(heads):
@@ -235,7 +235,7 @@ def stability(frame: pd.DataFrame, *, most: int = 20, width: str = "two") -> Fig
     chosen = {one: _greatest(rows[rows["asked"] == one], "share", most, plot) for one in corners}
     across = 1 if width == "one" else min(4, len(corners))
     tall = max(map(len, chosen.values()))
-    figure = new_figure(width, 0.3 + -(-len(corners) // across) * (0.75 + 0.15 * tall))
+    figure = new_figure(width, 0.3 + -(-len(corners) // across) * (0.75 + max(0.6, 0.15 * tall)))
     axes = panels(figure, len(corners), across, sharex=True)
     k = f" {int(frame['k'].iloc[0])}" if "k" in frame.columns and frame["k"].nunique() == 1 else " heads"
     for ax, corner in zip(axes, corners, strict=True):

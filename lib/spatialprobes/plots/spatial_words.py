@@ -43,7 +43,8 @@ def differences(frame: pd.DataFrame, *, how: str = "mean", layer: int | None = N
     metrics, roles = list(dict.fromkeys(rows["metric"])), in_order(rows["role"], tuple(ROLES))
     relations = in_order(rows["relation"], RELATIONS)
     across = 1 if width == "one" else min(2, len(metrics))
-    figure = new_figure(width, 0.4 + (0.55 + len(relations) * (0.16 + 0.13 * len(roles))) * -(-len(metrics) // across))
+    tall = 0.55 + max(0.75, len(relations) * (0.16 + 0.13 * len(roles)))
+    figure = new_figure(width, 0.4 + tall * -(-len(metrics) // across))
     axes = panels(figure, len(metrics), across, sharey=True)
     spread = np.linspace(-0.24, 0.24, len(roles)) if len(roles) > 1 else [0.0]
     for ax, metric in zip(axes, metrics, strict=True):

@@ -150,10 +150,17 @@ def summary(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     change_against_random (and _low, _high), p_change: the same of the margin, in nats (minus where the heads are missed more than
     random ones). p_rank: that the heads are worth no more than random sets of their layers, (1 + b) / (1 + draws) for b draws
     whose mean change is at most theirs; no less than 1 / (1 + draws). draws; shared: as in `measure`; n: examples; clusters.
+    Raises ValueError for a missing column, a table without the whole model, and an example that stands twice in a set.
     The first row, "none", is the whole model. Where there is no random set, what needs one is NaN; where there are fewer than 2
     clusters, intervals and p are.
     """
     by = ["heads", "how", "draw"]
+    if missing := [name for name in ("example", "cluster", "margin", "correct", "shared", *by) if name not in frame.columns]:
+        raise ValueError(f"the column {missing[0]!r} is missing; there: {', '.join(map(str, frame.columns))}")
+    if not (frame["heads"] == NONE).any():
+        raise ValueError("the table has no row of the whole model")
+    if (twice := frame.duplicated(["example", *by])).any():
+        raise ValueError(f"example {frame.loc[twice, 'example'].iloc[0]!r} stands twice: give a table of one measurement")
     margins, correct = (
         frame.pivot(index=["example", "cluster"], columns=by, values=column).astype(float).sort_index(axis=1)
         for column in ("margin", "correct")

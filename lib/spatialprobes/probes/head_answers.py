@@ -25,6 +25,8 @@ def accuracy(answers: pd.DataFrame, *, by: Sequence[str] = ("asked", "member"), 
     says_yes: share of answers that are yes; unparsed: share that could not be parsed, which count as wrong. n: questions.
     Raises ValueError for another `by`, a missing column, and no rows.
     """
+    if isinstance(by, str) or len(set(by)) < len(by):
+        raise ValueError(f"by={by!r}: a list of some of {', '.join(LEGAL)}, each of them once")
     if wrong := [name for name in by if name not in LEGAL]:
         raise ValueError(f"by={wrong[0]!r} is unknown; among {', '.join(LEGAL)}")
     if missing := [one for one in (*by, "cluster", "expected", "answer", "correct", "parsed") if one not in answers.columns]:

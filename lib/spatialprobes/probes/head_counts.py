@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def membership(values: Float[np.ndarray, "pair layer head"], k: int = TOP) -> In
 
     Raises ValueError for k outside 1 .. heads.
     """
-    if isinstance(k, bool) or not 1 <= k <= values.shape[-1]:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= values.shape[-1]:
         raise ValueError(f"k={k!r} of {values.shape[-1]} heads a layer; 1 to {values.shape[-1]}")
     made = np.zeros(values.shape, np.uint8)
     np.put_along_axis(made, np.argsort(-values, axis=-1, kind="stable")[..., :k], 1, axis=-1)
@@ -164,8 +165,11 @@ def shared_and_unique(
     reduce: over layers, "max" (the study's) or "mean", before the head with the most is taken. brightness: whether the top cells
     of residuals are those with the largest values ("raw", the study's) or absolute values. layers: names of the rows, None for
     0, 1, .... Of equals the lower layer, then the lower head wins.
-    Raises ValueError for fewer than two corners, arrays that do not fit each other, no pairs, and an unknown choice.
+    Raises ValueError for fewer than two corners, arrays that do not fit each other, no pairs, other values than 0 and 1, a top
+    below 1, and an unknown choice.
     """
+    if isinstance(top, bool) or not isinstance(top, Integral) or top < 1:
+        raise ValueError(f"top={top!r} is no number of heads from 1")
     for name, value, legal in (("reduce", reduce, ("max", "mean")), ("brightness", brightness, ("raw", "abs"))):
         if value not in legal:
             raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(map(repr, legal))}")
@@ -174,6 +178,8 @@ def shared_and_unique(
         raise ValueError(f"memberships [layer, head, pair] of two corners or more, of one model, are needed, not {shapes}")
     if empty := [corner for corner, shape in shapes.items() if not shape[2]]:
         raise ValueError(f"{empty[0]}: no pairs")
+    if other := [corner for corner, own in by_corner.items() if not np.isin(own, (0, 1)).all()]:
+        raise ValueError(f"{other[0]}: a head is among the top of a pair, 1, or is not, 0; there are other values")
     frequencies = {corner: np.asarray(own, float).mean(-1) for corner, own in by_corner.items()}
     shared = np.mean(list(frequencies.values()), axis=0)
     residuals = {corner: own - shared for corner, own in frequencies.items()}
@@ -200,6 +206,8 @@ def _greatest(values: Float[np.ndarray, "layer head"], layers: list[int], top: i
 
 
 def _corners(found: HeadMass) -> list[str]:
+    if found.pairs.empty:
+        raise ValueError("no pairs were measured")
     there = set(found.pairs["corner"])
     corners = [one for one in CORNERS if one in there and one in found.asked]
     if not corners:

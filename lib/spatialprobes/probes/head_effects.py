@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from spatialprobes.probes.head_stability import agreement, stability
+from spatialprobes.probes.head_stability import agreement, check_draws, stability
 from spatialprobes.probes.heads import HeadMass
 from spatialprobes.probes.paired_columns import columns
 from spatialprobes.probes.sign_flips import refined
@@ -50,7 +50,7 @@ def effects(
     definition: "as_published" is the mean of absolute differences, which no head has at zero: without d, p and q.
     Pairs whose corner has no cells are left out of "region" and "object"; n says how many are left. A group of one cluster has an
     estimate alone.
-    Raises ValueError for an unknown region or definition, and where no pair is left.
+    Raises ValueError for an unknown region or definition, fewer than 100 draws, and where no pair is left.
     """
     if definition not in ("corrected", "as_published"):
         raise ValueError(f"definition={definition!r} is unknown; 'corrected' or 'as_published'")
@@ -75,13 +75,13 @@ def effects(
 def specificity(
     found: HeadMass, heads: Sequence[Head] | None = None, *, region: str = "all", seed: int = 0, n: int = 2000
 ) -> pd.DataFrame:
-    """`effects` of chosen heads (layer, head), asked corner by the subject's corner: [layer, head, asked, corner, effect, low,
-    high, d, p, n], the heads in the order given. None: all. p is of one head by itself.
+    """`effects` of chosen heads (layer, head), asked corner by the subject's corner: [layer, head, asked, corner, region, effect,
+    low, high, d, p, n], the heads in the order given. None: all. p is of one head by itself.
 
-    Raises ValueError for a head that is not there.
+    Raises ValueError for a head that is not there, and what is no (layer, head).
     """
     known = [(layer, head) for layer in found.layers for head in range(found.mass.shape[-1])]
-    heads = known if heads is None else [(int(layer), int(head)) for layer, head in heads]
+    heads = known if heads is None else _read(heads)
     if wrong := [one for one in heads if one not in known]:
         raise ValueError(
             f"no attention of head {wrong[0]} was measured; layers {found.layers}, heads 0..{found.mass.shape[-1] - 1}"
@@ -90,7 +90,15 @@ def specificity(
     kept = [table.loc[[one]].reset_index() for one in dict.fromkeys(heads)]
     if not kept:
         raise ValueError("no heads were given")
-    return pd.concat(kept, ignore_index=True)[["layer", "head", "asked", "corner", "effect", "low", "high", "d", "p", "n"]]
+    names = ["layer", "head", "asked", "corner", "region", "effect", "low", "high", "d", "p", "n"]
+    return pd.concat(kept, ignore_index=True)[names]
+
+
+def _read(heads: Sequence[Head]) -> list[Head]:
+    try:
+        return [(int(layer), int(head)) for layer, head in heads]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"heads are pairs (layer, head), not {str(list(heads))[:80]}") from error
 
 
 def selectivity(
@@ -157,12 +165,15 @@ def kinds(own: pd.DataFrame, selective: pd.DataFrame, *, level: float = 0.05) ->
     own: of `effects`; selective: of `selectivity`. kind: "specific" where for some corner effect and selectivity are significant
     with the same sign (corners: which, joined by spaces); else "shared" where the effect is significant with the same sign in
     every corner; else "some" (in some corners, selective for none) or "none".
-    Raises ValueError for tables without rows in common.
+    Raises ValueError for tables without rows in common, and where a head stands twice for a corner: one region, one control.
     """
     diagonals = own[own["asked"] == own["corner"]]
     both = diagonals.merge(selective, on=["layer", "head", "asked"], suffixes=("", "_selective"))
     if both.empty:
         raise ValueError("the tables of effects and of selectivity have no head and asked corner in common")
+    if (twice := both.duplicated(["layer", "head", "asked"])).any():
+        layer, head, asked = both.loc[twice, ["layer", "head", "asked"]].iloc[0]
+        raise ValueError(f"head ({layer}, {head}) stands twice for {asked!r}: give tables of one region and one control")
     both = both.assign(
         sure=both["q"] < level,
         up=both["effect"] > 0,
@@ -178,6 +189,8 @@ def kinds(own: pd.DataFrame, selective: pd.DataFrame, *, level: float = 0.05) ->
 
 
 def _corners(found: HeadMass) -> list[str]:
+    if found.pairs.empty:
+        raise ValueError("no pairs were measured")
     there = set(found.pairs["corner"])
     return [check_corner(one) for one in CORNERS if one in there]
 
@@ -212,7 +225,7 @@ def _known(values: np.ndarray, clusters: np.ndarray) -> tuple[Float[np.ndarray, 
 
 
 def _tested(values: Float[np.ndarray, "row column"], clusters: np.ndarray, seed: int, n: int) -> pd.DataFrame:
-    got = columns(values, clusters, n=n, m=FLIPS, seed=seed)
+    got = columns(values, clusters, n=check_draws(n), m=FLIPS, seed=seed)
     p = refined(got.p, values, clusters, m=FLIPS, seed=seed)
     spread = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
     known = spread > 1e-12 * np.abs(values).max(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import comb
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ def stability(found: HeadMass, k: int = 10, n: int = 1000, seed: int = 0, *, reg
     head drawn blindly; n: pairs. Equal heads rank by layer and head. Raises ValueError for k outside 1 .. heads, fewer than 100
     draws, an unknown region, and a corner with fewer than 2 clusters.
     """
-    _check_draws(n)
+    check_draws(n)
     frames = []
     for asked, totals, sizes in _clustered(found, region, k):
         whole = np.argsort(-np.abs(totals.sum(0)), kind="stable")
@@ -64,7 +65,7 @@ def agreement(found: HeadMass, k: int = 10, n: int = 1000, seed: int = 0, *, reg
     of the halvings (how much they vary, no interval of the mean); chance: of two sets drawn blindly. Raises ValueError as
     `stability` does.
     """
-    _check_draws(n)
+    check_draws(n)
     rows = []
     for asked, totals, sizes in _clustered(found, region, k):
         generator = np.random.default_rng([check_seed(seed), 61])
@@ -86,9 +87,11 @@ def jaccard_by_chance(k: int, heads: int) -> float:
     return sum(both / (2 * k - both) * count for both, count in ways) / comb(heads, k)
 
 
-def _check_draws(n: int) -> None:
-    if n < 100:
-        raise ValueError(f"n={n} draws are too few for a share; use at least 100")
+def check_draws(n: int) -> int:
+    """The number of draws. Raises ValueError for one from which quantiles and shares cannot be told."""
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 100:
+        raise ValueError(f"n={n!r} draws are too few, or no whole number; use at least 100")
+    return n
 
 
 def _clustered(
@@ -97,7 +100,7 @@ def _clustered(
     """Of each asked corner with subjects in it: sums of differences by cluster, and how many pairs each has."""
     values = found.differences(region)
     heads = values.shape[2] * values.shape[3]
-    if isinstance(k, bool) or not 1 <= k <= heads:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= heads:
         raise ValueError(f"k={k!r} of {heads} heads; 1 to {heads}")
     there = [one for one in found.asked if (found.pairs["corner"] == one).any()]
     if not there:
