@@ -10,12 +10,12 @@ import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
+from spatialprobes.probes.swap_resampling import coded, sizes, summed, times
 from spatialprobes.seeds import check_seed
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Shaped
+    from jaxtyping import Float, Int, Shaped
 
 BLOCK = 2_000_000  # numbers held at once: 16 MB
 
@@ -60,7 +60,7 @@ def columns(
         part = slice(start, start + width)
         drawn = (weights @ totals[:, part]) / (weights @ sizes)[:, None]
         low[part], high[part] = np.quantile(drawn, [0.025, 0.975], axis=0)
-        null = np.abs(flips @ totals[:, part])
+        null = np.abs(np.concatenate([flipped for _, flipped in times(flips, totals[:, part])]))
         p[part] = ((null >= np.abs(totals[:, part].sum(axis=0)) - tie[part]).sum(axis=0) + 1) / (m + 1)
     return Columns(mean, np.minimum(low, mean), np.maximum(high, mean), p, len(values), count)
 
@@ -95,10 +95,8 @@ def _by_cluster(values, clusters) -> tuple[Float[np.ndarray, "row column"], Floa
         raise ValueError(f"clusters has {len(clusters)} rows, not {len(values)}")
     if not np.isfinite(values).all():
         raise ValueError(f"{int((~np.isfinite(values)).sum())} of {values.size} values are NaN or infinite")
-    codes, labels = pd.factorize(np.asarray(clusters), sort=True)
-    totals = np.zeros((len(labels), values.shape[1]))
-    np.add.at(totals, codes, values)
-    return values, totals, np.bincount(codes, minlength=len(labels)).astype(float)
+    codes, count = coded(clusters)
+    return values, summed(values, codes, count), np.bincount(codes, minlength=count).astype(float)
 
 
 @functools.lru_cache(maxsize=2)  # tables of one set of pictures share them
@@ -107,5 +105,8 @@ def _draws(count: int, n: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
 
 
 @functools.lru_cache(maxsize=2)
-def _flips(count: int, m: int, seed: int) -> Float[np.ndarray, "flip cluster"]:
-    return 2.0 * np.random.default_rng(seed).integers(0, 2, (m, count)) - 1
+def _flips(count: int, m: int, seed: int) -> Int[np.ndarray, "flip cluster"]:
+    """The signs of `stats.permutation_test`, in its order of drawing, a byte each."""
+    generator = np.random.default_rng(seed)
+    parts = [(2 * generator.integers(0, 2, (size, count)) - 1).astype(np.int8) for size in sizes(m, count)]
+    return np.concatenate(parts)
