@@ -188,6 +188,10 @@ def test_chance_is_the_mean_over_all_dealings(name):
         assert METRICS[name].expected(one, held) == pytest.approx(wanted, abs=1e-5 if name == "dispersion" else 1e-12)
 
 
+def test_no_cells_have_no_chance():
+    assert np.isnan(map_chance.iou(np.ones((2, 3)), np.zeros((2, 3), bool)))
+
+
 @pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].expected is None])
 def test_simulated_chance_is_near_the_mean_over_all_dealings(name):
     one = np.array([[3.0, 1.0, 1.0], [0.0, 0.5, 7.0]])

@@ -176,6 +176,9 @@ def test_as_published_holds_maps_along_x_and_against_the_orders_of_the_world():
     del unknown[0].meta["world_order"]
     lost = map_scores.score(panels_of(unknown), unknown, definition="as_published").query("target == 'relation'")
     assert (lost["left_out"] == "the order of the world is not known").all()
+    alone = [example(0, LEFT[:1])]
+    lost = map_scores.score(panels_of(alone), alone, definition="as_published").query("target == 'relation'")
+    assert (lost["left_out"] == "no box of the reference").all()
 
 
 @pytest.mark.parametrize("block", [1, 10**9])
@@ -238,6 +241,7 @@ def test_what_cannot_be_measured_says_why():
 
     assert why("e0", "subject") == {"the box lies outside what the model sees"} and why("e0", "reference") == {""}
     assert why("e1", "subject") == {"the box lies outside the picture"} == why("e1", "relation")
+    assert why("e1", "relation", "wasserstein") == {"the box lies outside the picture"}
     assert why("e2", "subject") == {"the box covers every cell of the grid"}
     assert why("e3", "reference") == {"the reference's box has no extent"} and why("e3", "subject") == {""}
     assert why("e4", "reference") == {"no box of the reference"} == why("e4", "subject", "entity_bg_ratio_llava")
@@ -267,6 +271,10 @@ def test_words_without_a_map_are_counted():
     once = map_scores.score(dataclasses.replace(panels, left_out=lost[:1]), asked, metrics=["mass"])
     summed = map_scores.summary(once).query("target == 'subject'").set_index("role")
     assert summed["left_out"].to_dict() == {"subject": 0, "reference": 1} and (summed["n"] == 3).all()
+    other = pd.DataFrame([("e3", "zebra", "'zebra' is not in the text")], columns=["example", "word", "reason"])
+    found = map_scores.score(dataclasses.replace(panels, left_out=other), asked, metrics=["mass"])
+    gone = found[found["example"] == "e3"]  # a word that the example does not name has no role of its own
+    assert set(zip(gone["word"], gone["role"], gone["left_out"], strict=True)) == {("zebra", "", "'zebra' is not in the text")}
 
 
 def test_what_is_refused():
@@ -284,9 +292,10 @@ def test_what_is_refused():
     assert set(map_scores.score(panels, asked, metrics="lift")["metric"]) == {"lift"}
     with pytest.raises(ValueError, match="definition='published' is unknown; one of 'corrected', 'as_published'"):
         map_scores.by_head(maps_of(asked), asked, definition="published")
-    bad = Panels(panels.index, [*panels.maps[:-1], panels.maps[-1] - 0.5])
-    found = map_scores.score(bad, asked, metrics=["mass"])
-    assert set(found["left_out"][found["role"].eq("reference") & found["example"].eq("e1")]) == {map_scores.BAD_WEIGHTS}
+    for spoilt in (panels.maps[-1] - 0.5, np.where(panels.maps[-1] > 0.02, np.inf, 0), panels.maps[-1] * np.nan):
+        found = map_scores.score(Panels(panels.index, [*panels.maps[:-1], spoilt]), asked, metrics=["mass"])
+        of_it = found["role"].eq("reference") & found["example"].eq("e1")
+        assert set(found["left_out"][of_it]) == {map_scores.BAD_WEIGHTS} and found["value"][~of_it].notna().any()
 
 
 # ---- summaries ----
@@ -322,6 +331,9 @@ def test_a_summary_pairs_real_with_shuffled_maps():
         warnings.simplefilter("error")  # shuffled pictures of which the real table has none are passed over
         some = map_scores.summary(real[real["example"].isin(["e0", "e3", "e5"])], wrong)
     assert some["n"].max() == 3 and some["difference"].notna().all()
+    lost = wrong["example"].astype(str) == wrong["example"].astype(str).iloc[0]
+    less = map_scores.summary(real, wrong.assign(value=wrong["value"].where(~lost)), seed=1)
+    assert less.equals(map_scores.summary(real, wrong[~lost], seed=1)) and less["difference"].notna().all()
     wrong["example"] = wrong["example"].astype(str).map(map_baseline.real_id)
     both = real.merge(wrong, on=keys, suffixes=("", "_shuffled"))
     for key in (("subject", "subject", "lift"), ("reference", "relation", "wasserstein"), ("subject", "map", "entropy_share")):
@@ -344,6 +356,9 @@ def test_hits_that_all_agree_have_an_interval():
     row = summed.loc["subject", "subject"]
     wanted = bootstrap(np.ones(20), np.arange(20) // 2, bounds=(0, 1))
     assert (row["estimate"], row["low"], row["high"]) == pytest.approx(tuple(wanted)[:3]) and row["low"] < 0.75
+    unseen = 1 - 0.025**0.1  # above: of values less their chance, the least of which is -1
+    assert row["above_low"] <= row["above"] - unseen * (row["above"] + 1) + 1e-12
+    assert row["above_high"] >= row["above"] + unseen * (1 - row["above"]) - 1e-12
 
 
 def test_a_summary_survives_parquet(tmp_path):
@@ -368,6 +383,9 @@ def test_summaries_refuse_what_would_mix():
     panels = map_scores.score(panels_of(asked), asked)
     with pytest.raises(ValueError, match="no map of a shuffled picture has the example"):
         map_scores.summary(panels, panels.assign(word="other"))
+    wrong = map_scores.score(panels_of(others := map_baseline.shuffled(asked, GRID)), others)
+    with pytest.raises(ValueError, match="a map of a shuffled picture stands twice"):
+        map_scores.summary(panels, pd.concat([wrong, wrong]))
     with pytest.raises(ValueError, match="shuffled pictures has no column 'layer'"):
         map_scores.summary(heads, panels, by=("layer", "head", "role", "target", "metric"))
     with pytest.raises(ValueError, match="by is empty"):

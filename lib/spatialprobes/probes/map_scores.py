@@ -152,7 +152,7 @@ def _scored(
     shown = [known[name] for name in index["example"]]
     heads = 1 if places is None else len(places)
     codes = _Codes(list(chosen))
-    for number, (rows, grid, axis, problem) in enumerate(_blocks(index, heads, shown, problems, definition)):
+    for number, (rows, grid, axis, problem) in enumerate(_blocks(index, heads, shown, problems)):
         frames = index.loc[rows, ["scale_x", "scale_y", "shift_x", "shift_y"]].to_numpy(float)
         asked = [shown[row] for row in rows]
         if definition == "corrected":
@@ -201,12 +201,12 @@ def _targets_of(measure: Measure, definition: Definition) -> list[int]:
 
 
 def _blocks(
-    index: pd.DataFrame, heads: int, shown: Sequence[Example], problems: Sequence[str], definition: Definition
+    index: pd.DataFrame, heads: int, shown: Sequence[Example], problems: Sequence[str]
 ) -> Iterator[tuple[list[int], tuple[int, int], str, str]]:
-    """Rows that can be measured at once, their grid and axis, and what is wrong with them ("" where nothing is)."""
+    """Rows that can be measured at once, their grid and relation's axis, what is wrong with them ("" where nothing is)."""
     groups: dict[tuple, list[int]] = {}
     for row, (height, width) in enumerate(zip(index["rows"], index["cols"], strict=True)):
-        axis = targets.AXES.get(shown[row].meta.get("relation"), "x") if definition == "corrected" else "x"
+        axis = targets.AXES.get(shown[row].meta.get("relation"), "x")
         groups.setdefault(((int(height), int(width)), axis, problems[row]), []).append(row)
     for (grid, axis, problem), rows in groups.items():
         size = max(1, BLOCK // (heads * grid[0] * grid[1]))

@@ -6,6 +6,7 @@ Knows prompts; knows nothing of attention.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,10 +50,11 @@ def asked_of(
     if not examples:
         raise ValueError("no examples were given")
     ids = [example.id for example in examples]
-    if twice := [one for one in dict.fromkeys(ids) if ids.count(one) > 1] if len(set(ids)) < len(ids) else []:
+    if twice := [one for one, times in Counter(ids).items() if times > 1]:
         raise ValueError(f"{twice[0]!r} is the id of {ids.count(twice[0])} examples; ids must differ")
+    known = set(ids)
     for name in words or ():
-        if name not in set(ids):
+        if name not in known:
             near = difflib.get_close_matches(str(name), sorted(ids), n=3, cutoff=0.4) or sorted(ids)[:3]
             raise KeyError(f"words were given for {name!r}, which no example is called; nearest: {', '.join(map(repr, near))}")
     found, left_out = [], []
