@@ -674,6 +674,8 @@ def test_the_summary_in_closed_form():
     assert row["p_change"] < 0.001 and row["p"] < 0.05
     assert row["drop_low"] > 0 and row["against_random_low"] > 0
     assert row["draws"] == 4 and np.isnan(whole["drop"])
+    alike = {("none", -1): plain, ("a", -1): plain - 3, ("random:a", 0): plain - 3, ("random:a", 1): plain}
+    assert head_ablation.summary(made_up(alike, 2))["p_rank"].iloc[1] == pytest.approx(2 / 3)  # as much is not less
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,21 @@ def test_clusters_that_lack_a_corner_are_left_out_of_what_compares_contents():
     assert row(head_effects.selectivity(part, control="prompt"), asked="topleft", layer=0, head=0)["n"] == 11
 
 
+def test_kinds_need_signs_that_agree():
+    names = ["layer", "head", "asked", "corner", "effect", "q", "selectivity", "q_selective"]
+    rows = [(0, 0, "topleft", 1, 0.2, 1), (0, 1, "topleft", 1, -0.2, 1), (0, 2, "topleft", -1, -0.2, 1)]
+    rows = [(*row[:3], *row[3:], other) for row in rows for other in (1, -1)]  # the effect in the other corner
+    table = []
+    for number, (layer, _, _, sign, selective, size, other) in enumerate(rows):
+        table.append((layer, number, "topleft", "topleft", size * sign, 0.01, selective, 0.01))
+        table.append((layer, number, "topright", "topright", size * other, 0.01, 0.0, 0.9))
+    frame = pd.DataFrame(table, columns=names)
+    own = frame[["layer", "head", "asked", "corner", "effect", "q"]]
+    selective = frame[["layer", "head", "asked", "selectivity", "q_selective"]].rename(columns={"q_selective": "q"})
+    found = head_effects.kinds(own, selective).set_index("head")["kind"]
+    assert found.tolist() == ["specific", "specific", "shared", "some", "specific", "specific"]
+
+
 def test_kinds_are_told_from_one_region_and_one_control():
     own, selective = head_effects.effects(made(n=4), n=100), head_effects.selectivity(made(n=4), n=100)
     for tables in ((pd.concat([own, own]), selective), (own, pd.concat([selective, selective.assign(control="prompt")]))):
