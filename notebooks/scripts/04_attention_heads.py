@@ -15,9 +15,6 @@
 # ---
 
 # %% [markdown]
-#
-
-# %% [markdown]
 # # Section 4: which heads look where?
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/spatialprobes/spatialprobes/blob/main/notebooks/04_attention_heads.ipynb)

@@ -181,6 +181,11 @@ def _first_tokens(vlm: VLM, example: Example, system: str | None) -> list[int]:
     return first
 
 
+def _digest(one: Example) -> np.ndarray:
+    """Of question, picture and the subject's corner: all that the row depends on."""
+    return digest(replace(one, question=f"{one.meta['corner']}: {one.question}"), answers=False)
+
+
 def _held(kept: Store | None, examples: Sequence[Example]) -> dict[str, _Row]:
     """What the store has of these. Raises StoreError where it was asked something else under an id."""
     if kept is None:
@@ -192,8 +197,8 @@ def _held(kept: Store | None, examples: Sequence[Example]) -> dict[str, _Row]:
     names = [one.id for one in there]
     mass, said, asked = (kept.read(site, 0, names).array for site in ("mass", "said", "asked"))
     for one, hashed in zip(there, asked, strict=True):
-        if not np.array_equal(hashed, digest(one, answers=False)):
-            raise StoreError(f"{kept.path}: holds {one.id!r} with another question or picture; use another folder")
+        if not np.array_equal(hashed, _digest(one)):
+            raise StoreError(f"{kept.path}: holds {one.id!r} with another question, picture or corner; use another folder")
     return {name: _Row(np.array(own), np.array(more)) for name, own, more in zip(names, mass, said, strict=True)}
 
 
@@ -204,7 +209,7 @@ def _keep(kept: Store | None, examples: Sequence[Example], rows: dict[str, _Row]
     with kept.commit() as commit:
         commit.append(names, "mass", 0, 0, np.stack([rows[name].mass for name in names]))
         commit.append(names, "said", 0, 0, np.stack([rows[name].said for name in names]))
-        commit.append(names, "asked", 0, 0, np.stack([digest(one, answers=False) for one in examples]))
+        commit.append(names, "asked", 0, 0, np.stack([_digest(one) for one in examples]))
 
 
 def _answers(vlm: VLM, examples: Sequence[Example], found: Sequence[_Row]) -> pd.DataFrame:
