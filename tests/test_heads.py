@@ -178,8 +178,10 @@ def test_a_store_of_something_else_is_refused(vlm, pairs, tmp_path):
     with pytest.raises(FingerprintError, match="side"):
         heads.measure(vlm, pairs[:1], asked=ASKED, side=0.5, store=tmp_path / "kept")
     other = replace(pairs[0], control=Image.new("RGB", (48, 48)))
-    with pytest.raises(StoreError, match="another question or picture"):
+    with pytest.raises(StoreError, match="another question, picture or corner"):
         heads.measure(vlm, [other], asked=ASKED, store=tmp_path / "kept")
+    with pytest.raises(StoreError, match="or corner"):
+        heads.measure(vlm, [replace(pairs[0], corner="bottomright")], asked=ASKED, store=tmp_path / "kept")
 
 
 # ---- a corner's cells ----
