@@ -174,27 +174,31 @@ def placed():
     return frame.assign(low=frame["accuracy"] - 0.1, high=frame["accuracy"], chance=0.25, n=1000)
 
 
-FRAMES = {
-    "balance.cmb": head_balance,
-    "balance.shares": attention_shares,
-    "heatmap.entropy": entropies,
-    "hidden_norms.curves": hidden_norms_by_layer,
-    "hidden_norms.ratios": norm_ratios,
-    "heatmap.overlay": weights,
-    "diagnostics.comparison": compared_runs,
-    "norms.distributions": token_norms,
-    "norms.violins": token_norms,
-    "permutation.accuracy": accuracies,
-    "positions.accuracy": placed,
-    "permutation.psi": indices,
-    "permutation.psi_by_distance": indices,
-    "rope.curves": phase_by_layer,
-    "rope.heads": phase_by_head,
-    "rope.offline": phase_offline,
-    "rope.sweep": phase_by_delta,
-    "scenes.gallery": shown_scenes,
-    "training.curves": learning,
-} | SWAP_FRAMES | HEAD_FRAMES
+FRAMES = (
+    {
+        "balance.cmb": head_balance,
+        "balance.shares": attention_shares,
+        "heatmap.entropy": entropies,
+        "hidden_norms.curves": hidden_norms_by_layer,
+        "hidden_norms.ratios": norm_ratios,
+        "heatmap.overlay": weights,
+        "diagnostics.comparison": compared_runs,
+        "norms.distributions": token_norms,
+        "norms.violins": token_norms,
+        "permutation.accuracy": accuracies,
+        "positions.accuracy": placed,
+        "permutation.psi": indices,
+        "permutation.psi_by_distance": indices,
+        "rope.curves": phase_by_layer,
+        "rope.heads": phase_by_head,
+        "rope.offline": phase_offline,
+        "rope.sweep": phase_by_delta,
+        "scenes.gallery": shown_scenes,
+        "training.curves": learning,
+    }
+    | SWAP_FRAMES
+    | HEAD_FRAMES
+)
 
 
 def texts(figure):
