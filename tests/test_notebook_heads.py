@@ -68,4 +68,4 @@ def test_the_four_experiments_run_on_the_real_files(real_data, tmp_path, in_note
     assert scope["there"] == ["topleft", "bottomright"] and len(scope["shown"]) == 10
     assert scope["run"].verdicts().set_index("claim").loc["maps.binding", "verdict"] in ("holds", "inconclusive", "fails")
     again = head_results.read(tmp_path / "study" / "head_diff_stats_topleft")
-    assert again.pairs == 10 and not again.problems
+    assert again.pairs == 8 and not again.problems  # as many of each corner as the quick size asks
