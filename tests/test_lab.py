@@ -302,10 +302,11 @@ def test_shapeworld_llava_is_trained_on_its_own_pictures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("group", lab_recipes.SHAPEWORLD_MIX)
 def test_shapeworld_llava_trains_on_what_its_processor_makes(group):
     """Logits of a packed batch against single prompts by the processor, from the picture at its own 100 pixels."""
-    data = lab_shapeworld.ShapeTurns(3, 4, {group: 1.0}, turns=3)
+    data = lab_shapeworld.ShapeTurns(3, 40, {group: 1.0}, turns=3)
+    two = [i for i in range(40) if len({e.colour for e in shapeworld.world(3, i).entities}) == 2][:2]  # colours: all can be asked
     model = lab_models.llava(0, 96, 12).eval()
     vlm = VLM(model, lab_models.processor(96, 12), Llava(), Source("toy", "hub", None, None), "native", None)
-    for index in range(2):
+    for index in two:
         packed = data.collate([data[index]])
         labels = packed.pop("labels")[0]
         with torch.no_grad():
@@ -318,6 +319,13 @@ def test_shapeworld_llava_trains_on_what_its_processor_makes(group):
             batch = vlm.encode([Example("e", shown, " ".join(words if said else words[:-1]), cluster="c")])
             single = vlm.forward(batch).logits[0, -2 if said else -1]
             assert torch.allclose(single, logits[first - 1], atol=1e-4)
+
+
+def test_a_world_about_which_nothing_can_be_asked_is_named_rather_than_asked_for_ever():
+    data = lab_shapeworld.ShapeTurns(3, 40, {"semantic.shape": 1.0})
+    alike = next(i for i in range(40) if len({e.colour for e in shapeworld.world(3, i).entities}) == 1)
+    with pytest.raises(ValueError, match=rf"world {alike} of stream 3: .*semantic.shape"):
+        data[alike]
 
 
 def test_shapeworld_patches_show_what_covers_them():

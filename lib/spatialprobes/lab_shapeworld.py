@@ -91,6 +91,9 @@ class TowerPretraining(nn.Module):
         return {"loss": loss, "patch_logits": labels, "logits": logits}
 
 
+TRIES = 1000  # questions drawn for each that is wanted, before a world is taken to have none
+
+
 class ShapeTurns(Dataset):
     """A picture and several turns about it, each trained as if it were the only one (as ``lab_batches.TurnData``)."""
 
@@ -106,12 +109,14 @@ class ShapeTurns(Dataset):
         rng = np.random.default_rng([self.seed, index, 1])
         shown, turns = world(self.seed, index), []
         cumulative = self.early if index < self.easy else self.late if index >= self.hard else self.usual
-        while len(turns) < self.turns:
+        for _ in range(TRIES * self.turns):
             group = self.groups[min(int(np.searchsorted(cumulative, rng.random())), len(self.groups) - 1)]
             question = GROUPS[group](shown, rng)
             if question is not None:
                 turns.append(_turn(as_turn(question)))
-        return seen_at(shown), turns
+                if len(turns) == self.turns:
+                    return seen_at(shown), turns
+        raise ValueError(f"world {index} of stream {self.seed}: none of these can be asked about it: {', '.join(self.groups)}")
 
     @staticmethod
     def collate(items: list) -> dict[str, Tensor]:
