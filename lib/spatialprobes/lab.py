@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from spatialprobes import lab_models, lab_qwen, lab_shapeworld
-from spatialprobes.lab_batches import TextData, TowerData
+from spatialprobes import lab_dino, lab_idefics2, lab_models, lab_qwen, lab_qwen35, lab_shapeworld
+from spatialprobes.lab_batches import QUESTION_GROUPS, TextData, TowerData
 from spatialprobes.lab_cards import (
     EVALUATION_SEED,
     Stopwatch,
@@ -31,21 +31,30 @@ from spatialprobes.lab_cards import (
 )
 from spatialprobes.lab_recipes import (
     BARS,
+    CAPTION_BARS,
+    DINO,
+    DINO_PASS,
+    IDEFICS2,
     PERSPECTIVES,
     QWEN,
     QWEN2,
+    QWEN35,
     QWEN_BARS,
     RELATION_BARS,
     SHAPEWORLD,
     SHAPEWORLD_BARS,
+    Pass,
     Recipe,
     ShapeworldRecipe,
+    idefics2_recipe,
     llava_name,
     perspective_name,
+    qwen35_recipe,
     qwen_recipe,
+    recipe_of,
     world_recipe,
 )
-from spatialprobes.lab_stages import SCENES, SecondStage, as_json, every_group, first_stage, lab_questions, schedule
+from spatialprobes.lab_stages import SCENES, SecondStage, as_json, described, every_group, first_stage, lab_questions, schedule
 from spatialprobes.paths import lab_folder, root
 from spatialprobes.train import fit
 from spatialprobes.worlds.lab import COLOURS, SHAPES
@@ -159,13 +168,10 @@ def train_qwen(recipe: Recipe, out: Path, work: Path, name: str = QWEN, scales: 
     model = {QWEN: lab_qwen.model_2_5, QWEN2: lab_qwen.model_2}[name](0)
     lab_qwen.adopt(model, LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32))
     clip = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
-    pretraining = lab_qwen.TowerPretraining(model.model.visual, clip)
-    fit(pretraining, TowerData(0, own.tower.items), TowerData.collate, work / name / "tower", **schedule(own.tower), seed=0)
+    tower = _tower_pass(lab_qwen.TowerPretraining(model.model.visual, clip), own.tower, work / name)
     lab_qwen.freeze_tower(model)
-    seen = lab_qwen.seen(pretraining.eval(), TowerData(EVALUATION_SEED, SCENES["retrieval"]))
     norms = first_stage(model, own, work / name, data=lab_qwen.QwenTurns)
     about = {"ancestors": ["lab-clip", "lab-text"], "bars": QWEN_BARS, "norms": norms, "shared": QWEN_SHARED if scales else {}}
-    tower = {what: proportion(*count) for what, count in seen.items()}
     stage = SecondStage(name, **lab_questions(own, data=lab_qwen.QwenTurns), **about, out=out, work=work, tower=tower)
     stage.run(model.train(), lab_qwen.words(), watch, scales)
 
@@ -190,6 +196,74 @@ def train_shapeworld(recipe: ShapeworldRecipe, out: Path, work: Path) -> None:
     stage.run(model, lab_models.processor(recipe.pixels, recipe.patch), watch)
 
 
+def train_idefics2(recipe: Recipe, out: Path, work: Path) -> None:
+    """lab-idefics2: its own tower first, then the connector (a perceiver) on captions, then both on questions and captions."""
+    own = idefics2_recipe(recipe)
+    watch = Stopwatch(work / IDEFICS2 / "minutes.json")
+    model = lab_idefics2.model(0)
+    lab_idefics2.adopt(model, LlamaForCausalLM.from_pretrained(out / "lab-text", dtype=torch.float32))
+    clip = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
+    tower = model.model.vision_model
+    about = _tower_pass(lab_idefics2.TowerPretraining(tower, clip), own.tower, work / IDEFICS2)
+    tower.requires_grad_(False)
+    data = lab_idefics2.Idefics2Turns
+    norms = first_stage(model, own, work / IDEFICS2, data=data)
+    stage = SecondStage(
+        IDEFICS2, **lab_questions(own, data=data), ancestors=["lab-clip", "lab-text"], bars=CAPTION_BARS, norms=norms, out=out,
+        work=work, tower=about, captions=partial(described, perspective=own.perspective, data=data),
+    )  # fmt: skip
+    stage.run(model.train(), lab_idefics2.words(), watch)
+
+
+def train_qwen35(recipe: Recipe, out: Path, work: Path) -> None:
+    """lab-qwen3.5: tower as its siblings', a language model that reads captions first, then stages 1 and 2 in conversations.
+
+    Its accuracies are those of single-turn prompts.
+    """
+    own = qwen35_recipe(recipe)
+    watch = Stopwatch(work / QWEN35 / "minutes.json")
+    model, data = lab_qwen35.model(0), lab_qwen35.Conversations
+    clip = CLIPModel.from_pretrained(out / "lab-clip", dtype=torch.float32)
+    about = _tower_pass(lab_qwen.TowerPretraining(model.model.visual, clip), own.tower, work / QWEN35)
+    model.model.visual.requires_grad_(False)
+    text = lab_qwen35.TextConversations(0, own.text.items, own.turns)
+    fit(model, text, text.collate, work / QWEN35 / "text", **schedule(own.text), seed=0)
+    lab_qwen.freeze_tower(model)
+    norms = first_stage(model, own, work / QWEN35, data=data)
+
+    def fresh(scenes: int) -> lab_qwen35.Conversations:
+        groups = dict.fromkeys(QUESTION_GROUPS, 1.0)
+        return data(EVALUATION_SEED, 4 * scenes, groups, turns=1, perspective=own.perspective)
+
+    stage = SecondStage(
+        QWEN35, **lab_questions(own, data=data) | {"fresh": fresh}, ancestors=["lab-clip"], bars=CAPTION_BARS, norms=norms,
+        out=out, work=work, tower=about, captions=partial(described, perspective=own.perspective, data=data),
+    )  # fmt: skip
+    stage.run(model.train(), lab_qwen.words(), watch)
+
+
+def _tower_pass(pretraining: nn.Module, plan: Pass, work: Path) -> dict[str, dict]:
+    """Train a tower beside lab-clip's text half; what it sees, as the card states it."""
+    fit(pretraining, TowerData(0, plan.items), TowerData.collate, work / "tower", **schedule(plan), seed=0)
+    seen = lab_qwen.seen(pretraining.eval(), TowerData(EVALUATION_SEED, SCENES["retrieval"]))
+    return {what: proportion(*count) for what, count in seen.items()}
+
+
+def train_dino(plan: Pass, out: Path, work: Path) -> None:
+    """lab-dino: a tower of its own, from pictures alone. What is kept is the teacher."""
+    watch = Stopwatch(work / DINO / "minutes.json")
+    pretraining = lab_dino.SelfDistillation(lab_dino.model(0))
+    fit(pretraining, lab_dino.Pictures(0, plan.items), lab_dino.Pictures.collate, work / DINO, **schedule(plan), seed=0)
+    tower = pretraining.eval().teacher["tower"]
+    seen = lab_dino.seen(tower, lab_dino.Pictures(EVALUATION_SEED, SCENES["retrieval"]))
+    content = card(
+        DINO, tower, recipe_of(DINO), [], 0, plan.items, watch.minutes,
+        accuracy={what: proportion(*count) for what, count in seen.items()}, bars={},
+        note="Self-distillation on pictures alone; labels serve only to measure what a linear readout finds.",
+    )  # fmt: skip
+    lab_models.save(tower, out / DINO, lab_dino.images(), {"card.json": as_json(content)})
+
+
 @dataclass(frozen=True)
 class Model:
     """One entry of the zoo: what trains it, and which others must be there first. The scales of a model come with it."""
@@ -212,6 +286,9 @@ def zoo(recipe: Recipe, out: Path, work: Path) -> dict[str, Model]:
         models[perspective_name(p)] = Model(partial(train_perspective, recipe, out, work, p), (*both, "lab-llava"))
     models[QWEN] = Model(partial(train_qwen, recipe, out, work, QWEN, recipe.scales), both)
     models[QWEN2] = Model(partial(train_qwen, recipe, out, work, QWEN2), both)
+    models[QWEN35] = Model(partial(train_qwen35, recipe, out, work), ("lab-clip",))
+    models[IDEFICS2] = Model(partial(train_idefics2, recipe, out, work), both)
+    models[DINO] = Model(partial(train_dino, DINO_PASS, out, work))
     models[SHAPEWORLD] = Model(partial(train_shapeworld, ShapeworldRecipe(), out, work), ("lab-text",))
     return models
 

@@ -11,6 +11,8 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +22,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedModel
 
 from spatialprobes import lab_models
-from spatialprobes.lab_batches import IGNORED, TextData, TowerData, TurnData
-from spatialprobes.worlds.lab import scene
+from spatialprobes.lab_batches import EOS, IGNORED, IMAGE, TextData, TowerData, TurnData
+from spatialprobes.worlds.lab import Scene, scene
+from spatialprobes.worlds.lab_language import VOCABULARY, parse_caption, true_of
 
 EVALUATION_SEED = 1_000_003  # a stream of scenes that no training ever draws from
 Z = 1.959963984540054  # the normal quantile of a 95% interval
@@ -62,6 +65,42 @@ def turn_accuracy(model: PreTrainedModel, data: TurnData | TextData, batch_size:
                 count[1] += 1
     model.train(was_training)
     return {group: (right, n) for group, (right, n) in sorted(counts.items())}
+
+
+@torch.no_grad()
+def caption_accuracy(model: PreTrainedModel, data: TurnData, batch_size: int = 100) -> dict[str, tuple[int, int]]:
+    """{what: (right, asked)} of captions written greedily: objects named, of those there; clauses true, of those written.
+
+    data: scenes of which a caption is asked, one turn each.
+    """
+    was_training, device = model.training, model.device
+    model.eval()
+    named = there = true = clauses = 0
+    for start in range(0, len(data), batch_size):
+        which = range(start, min(start + batch_size, len(data)))
+        asked = [(image, [replace(turn, answer=[]) for turn in turns]) for image, turns in (data[i] for i in which)]
+        batch = {k: v.to(device) for k, v in data.collate(asked).items() if k not in ("labels", "position_ids", "attention_mask")}
+        if "image_grid_thw" in batch:  # the model makes positions of it, if told which tokens are the picture's
+            batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+        written = model.generate(**batch, max_new_tokens=60)[:, batch["input_ids"].shape[1] :]
+        for i, row in zip(which, written.tolist(), strict=True):
+            words = [VOCABULARY[token] for token in row[: row.index(EOS) if EOS in row else None]]
+            shown = scene(data.seed, i, data.perspective)
+            pairs = {" ".join(two) for two in pairwise(words)}
+            named += sum(thing.name in pairs for thing in shown.things)
+            there += len(shown.things)
+            said = [clause.split() for clause in " ".join(words).split(".") if clause.split()]
+            true += sum(_true(clause, shown) for clause in said)
+            clauses += len(said)
+    model.train(was_training)
+    return {"caption.clauses": (true, clauses), "caption.objects": (named, there)}
+
+
+def _true(words: list[str], shown: Scene) -> bool:
+    try:
+        return all(true_of(clause, shown) for clause in parse_caption(" ".join([*words, "."])))
+    except ValueError:  # no sentence of the grammar, so not true
+        return False
 
 
 @torch.no_grad()

@@ -51,28 +51,30 @@ def model_2_5(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Untrained Qwen2.5-VL with the width, depth and words of lab-llava; whole-picture attention in the tower's second and last
     block, windows in the others."""
     torch.manual_seed(seed)
-    vision = dict(
-        **_vision(), hidden_size=WIDTH, out_hidden_size=WIDTH, intermediate_size=2 * WIDTH,
+    tower = dict(
+        **vision(), hidden_size=WIDTH, out_hidden_size=WIDTH, intermediate_size=2 * WIDTH,
         window_size=WINDOW, fullatt_block_indexes=[1, TOWER_DEPTH - 1],
     )  # fmt: skip
-    return _greedy(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, **_common())))
+    return _greedy(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=tower, **common())))
 
 
 def model_2(seed: int) -> Qwen2VLForConditionalGeneration:
     """Untrained Qwen2-VL of the same sizes; its tower sees the whole picture in every block."""
     torch.manual_seed(seed)
-    vision = dict(**_vision(), embed_dim=WIDTH, hidden_size=WIDTH, mlp_ratio=2)
-    return _greedy(Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, **_common())))
+    tower = dict(**vision(), embed_dim=WIDTH, hidden_size=WIDTH, mlp_ratio=2)
+    return _greedy(Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=tower, **common())))
 
 
-def _vision() -> dict:
+def vision() -> dict:
+    """What the towers of all the lab's Qwens have in common."""
     return dict(
         depth=TOWER_DEPTH, num_heads=HEADS, patch_size=PATCH, spatial_merge_size=MERGE, temporal_patch_size=FRAMES,
         initializer_range=INITIALIZER_RANGE,
     )  # fmt: skip
 
 
-def _common() -> dict:
+def common() -> dict:
+    """What the rest of all the lab's Qwens has in common."""
     text = dict(
         vocab_size=len(VOCABULARY), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=DEPTH,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, initializer_range=INITIALIZER_RANGE,
@@ -170,10 +172,10 @@ class TowerPretraining(nn.Module):
     """What lab-clip's tower learned by, for a Qwen tower: contrast with captions, read by lab-clip's text half, which stays as it
     is, and two helpers on the last block (what each cell shows, how near it is), whose linear heads are thrown away."""
 
-    def __init__(self, visual: nn.Module, clip: CLIPModel):
+    def __init__(self, visual: nn.Module, clip: CLIPModel, patches: int = MERGE**2):
         super().__init__()
         self.visual, self.clip = visual, clip.requires_grad_(False)
-        cell = MERGE**2 * WIDTH
+        cell = patches * WIDTH  # of the patches of a cell
         self.patch_head, self.near_head = nn.Linear(cell, 1 + len(COLOURS) * len(SHAPES)), nn.Linear(cell, 1)
         self.image_head = nn.Linear(WIDTH, clip.config.projection_dim)
 

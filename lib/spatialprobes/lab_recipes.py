@@ -12,6 +12,7 @@ from spatialprobes.lab_batches import MIX
 from spatialprobes.worlds.lab_questions import GROUPS
 
 QWEN, QWEN2, SHAPEWORLD = "lab-qwen2.5-vl", "lab-qwen2-vl", "lab-llava-shapeworld"
+QWEN35, IDEFICS2, DINO = "lab-qwen3.5", "lab-idefics2", "lab-dino"
 PERSPECTIVES = (1.0, 0.0, 0.5)  # of the worlds in which lab-llava is also trained, each alone
 
 BARS = {
@@ -20,6 +21,7 @@ BARS = {
 }
 RELATION_BARS = {g: 0.9 for g in GROUPS if g.startswith("relation.")}
 QWEN_BARS = {g: 0.75 for g in RELATION_BARS}
+CAPTION_BARS = {"caption.objects": 0.9}
 SHAPEWORLD_BARS = {"relation.asked": 0.8, "relation.caption": 0.8}
 
 
@@ -113,6 +115,28 @@ def qwen_recipe(recipe: Recipe, name: str = QWEN) -> Recipe:
     return dataclasses.replace(recipe, tower=tower, stage2=stage2)
 
 
+CAPTION_SHARE = 0.2  # of the turns of the models whose captions are what they are for
+DINO_PASS = Pass(items=1500 * 96, batch_size=96, lr=1e-3, muon_lr=2e-3)
+
+
+def idefics2_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of lab-idefics2: a longer caption pass, in which the perceiver learns to read, and more captions after it."""
+    stage1 = dataclasses.replace(recipe.stage1, items=recipe.stage1.items * 3)
+    return dataclasses.replace(recipe, stage1=stage1, mix=_with_captions(recipe), scales=())
+
+
+def qwen35_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of lab-qwen3.5: the tower's pass of its siblings, half the turns, half of stage 2: its layers are slow without
+    their kernels, and its captions, which it is for, come soon."""
+    tower = qwen_recipe(recipe).tower
+    stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items // 2)
+    return dataclasses.replace(recipe, tower=tower, stage2=stage2, mix=_with_captions(recipe), turns=6, scales=())
+
+
+def _with_captions(recipe: Recipe) -> dict[str, float]:
+    return recipe.mix | {"caption": CAPTION_SHARE}
+
+
 def recipe_of(name: str, recipe: Recipe | None = None) -> dict:
     """The recipe that the card of a lab model states. Raises ValueError for a model of another zoo."""
     recipe = recipe or Recipe()
@@ -123,6 +147,12 @@ def recipe_of(name: str, recipe: Recipe | None = None) -> dict:
     for perspective in PERSPECTIVES:
         if name == perspective_name(perspective):
             return world_recipe(recipe, perspective).of()
+    if name == DINO:
+        return dataclasses.asdict(DINO_PASS)
+    if name == IDEFICS2:
+        return idefics2_recipe(recipe).of()
+    if name == QWEN35:
+        return qwen35_recipe(recipe).of()
     if name == QWEN2:
         return qwen_recipe(recipe, name).of()
     if name.startswith(QWEN):

@@ -17,7 +17,16 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from spatialprobes import lab_models
 from spatialprobes.lab_batches import QUESTION_GROUPS, TurnData
-from spatialprobes.lab_cards import EVALUATION_SEED, Curve, Stopwatch, card, input_norms, proportion, turn_accuracy
+from spatialprobes.lab_cards import (
+    EVALUATION_SEED,
+    Curve,
+    Stopwatch,
+    caption_accuracy,
+    card,
+    input_norms,
+    proportion,
+    turn_accuracy,
+)
 from spatialprobes.lab_recipes import Pass, Recipe
 from spatialprobes.train import EachSteps, fit
 
@@ -29,11 +38,11 @@ def first_stage(model: PreTrainedModel, recipe: Recipe, here: Path, seed: int = 
     """Train what of the model is not its language model, on captions; returns the norms of the model's input before and after."""
     fresh, plan = every_group(64, recipe.perspective, data), recipe.stage1
     norms = {"start": input_norms(model, fresh)}
-    for part in (model.model.language_model, model.lm_head):
+    for part in (model.get_decoder(), model.lm_head):
         part.requires_grad_(False)
     captions = data(100 + seed, plan.items, {"caption": 1.0}, turns=1, perspective=recipe.perspective)
     fit(model, captions, data.collate, here / "stage1", **schedule(plan), seed=seed)
-    for part in (model.model.language_model, model.lm_head):
+    for part in (model.get_decoder(), model.lm_head):
         part.requires_grad_(True)
     return {**norms, "vanilla": input_norms(model, fresh)}
 
@@ -48,7 +57,8 @@ class SecondStage:
     """Stage 2 of a model (connector and language model; questions) and what is kept of it: the model, copies on the way, a card.
 
     recipe, plan: what the card states, and the pass that is made of it. questions: what is trained on; fresh: so many scenes that
-    are not, with questions of every group. shared: as `lab_models.save` takes it. norms, tower: what was measured before.
+    are not, with questions of every group; captions: so many that are not, each to be described, for a model that is measured
+    by what it writes. shared: as `lab_models.save` takes it. norms, tower: what was measured before.
     """
 
     name: str
@@ -64,6 +74,7 @@ class SecondStage:
     shared: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     tower: dict[str, dict] = field(default_factory=dict)
+    captions: Callable[[int], Dataset] | None = None
 
     def run(self, model: PreTrainedModel, words: ProcessorMixin, watch: Stopwatch, scales: tuple[int, ...] = ()) -> None:
         """Train, keeping a copy after the steps ``scales`` as <name>-<samples>, the one of step 0 as <name>-vanilla."""
@@ -71,9 +82,12 @@ class SecondStage:
         curve = Curve(here / "curve.json", plan.batch_size, self.fresh(SCENES["curve"]))
 
         def keep(label: str, samples: int, scenes: int) -> None:
+            counts = turn_accuracy(model, self.fresh(scenes))
+            if self.captions is not None:
+                counts |= caption_accuracy(model, self.captions(scenes))
             stated = card(
                 label, model, self.recipe, self.ancestors, self.seed, samples, watch.minutes,
-                accuracy={group: proportion(*count) for group, count in turn_accuracy(model, self.fresh(scenes)).items()},
+                accuracy={group: proportion(*count) for group, count in counts.items()},
                 norms={**self.norms, "now": input_norms(model, self.fresh(64))},
                 bars=self.bars if label == self.name else {}, **({"tower": self.tower} if self.tower else {}),
             )  # fmt: skip
@@ -97,6 +111,11 @@ def lab_questions(recipe: Recipe, seed: int = 0, data: type[TurnData] = TurnData
     questions = data(200 + seed, plan.items, recipe.mix, recipe.turns, recipe.easy, recipe.perspective)
     fresh = partial(every_group, perspective=recipe.perspective, data=data)
     return {"recipe": recipe.of(), "plan": plan, "questions": questions, "fresh": fresh, "seed": seed}
+
+
+def described(scenes: int, perspective: tuple[float, ...], data: type[TurnData]) -> TurnData:
+    """Fresh scenes, each to be described."""
+    return data(EVALUATION_SEED, scenes, {"caption": 1.0}, turns=1, perspective=perspective)
 
 
 def schedule(plan: Pass) -> dict:
