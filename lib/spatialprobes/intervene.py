@@ -1,8 +1,9 @@
-"""Writing into a model while it runs: `with intervene(vlm, permute=..., positions=..., steer=..., heads=...)`.
+"""Writing into a model while it runs: `with intervene(vlm, permute=..., positions=..., steer=..., heads=..., features=...)`.
 
-Acts on the image features in raster order, just before they enter the language model, on the position ids of their tokens, on
-hidden states (`steering.py`) and on what heads give (`heads_off.py`), so it holds in a forward, in a plain
-`vlm.model.generate(...)`, with and without cache. Composable, and gone on any exit. The first two are apart: a permuted patch
+Acts on the image features in raster order, just before they enter the language model (their order here, the features themselves
+in `features_edit.py`), on the position ids of their tokens, on hidden states (`steering.py`) and on what heads give
+(`heads_off.py`), so it holds in a forward, in a plain `vlm.model.generate(...)`, with and without cache. Composable, and gone on
+any exit. Order and positions are apart: a permuted patch
 gets the position of the place it comes to, unless `positions=carried(permutation)` says otherwise; the positions of the text
 never move. Knows no probe; how features are reached is the family's business.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spatialprobes.families import ALL, AXES, Edit, check_axis
+from spatialprobes.features_edit import FeaturesEdit, edited_features, low_rank, masked, replaced, rotated
 from spatialprobes.heads_off import HeadsOff, ablated, heads_off
 from spatialprobes.seeds import check_seed
 from spatialprobes.steering import Steering, added, removed, steered
@@ -28,7 +30,10 @@ from spatialprobes.vlm import VLM
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
 
-__all__ = ["ablated", "added", "carried", "constant", "intervene", "random_permutations", "removed", "shifted"]
+__all__ = [
+    "ablated", "added", "carried", "constant", "intervene", "low_rank", "masked", "random_permutations", "removed", "replaced",
+    "rotated", "shifted",
+]  # fmt: skip
 
 Permutation = Tensor | np.ndarray | Sequence[int]  # [token]
 Permutations = Permutation | Mapping[str, Permutation]  # one, [image, token], or one per cluster
@@ -41,9 +46,10 @@ def intervene(
     positions: Positions | None = None,
     steer: Steering | None = None,
     heads: HeadsOff | None = None,
+    features: FeaturesEdit | None = None,
 ) -> Iterator[None]:
     """While open, the vision tokens of every picture are permuted (place i holds what stood at permute[i]) or stand elsewhere,
-    hidden states are steered, or heads are taken out.
+    their features are changed, hidden states are steered, or heads are taken out.
 
     permute: one permutation for every picture; or one per row of the batch ([image, token]); or a mapping from `Example.cluster`
     (the id where it has none) to the permutation of its picture, which also holds where examples are sorted and batched anew, as
@@ -51,16 +57,20 @@ def intervene(
     tokens ([axis, token], in order of place) to others of that shape, whole numbers or not; positions of the text stay.
     steer: `added(vectors, layer)` or `removed(direction, layer)`: what is done to hidden states after a layer, at which tokens.
     heads: `ablated(heads)`: which give 0, or their mean, and at which tokens.
+    features: `replaced(features)`, `masked(level)`, `low_rank(rank)` or `rotated(amount)`: what enters the language model for a
+    picture; together with permute, before it.
     Nested interventions act in the order in which they were opened.
     Raises ValueError for what is no permutation and for an axis, layer, head or width that the model lacks, and, once it runs,
     for a length other than the picture's number of tokens, for a number of rows other than the batch's, for a picture without a
-    permutation or vector, and for position ids that are not finite or of another shape.
+    permutation, vector or features, and for position ids that are not finite or of another shape.
     """
-    if permute is None and positions is None and steer is None and heads is None:
+    if all(action is None for action in (permute, positions, steer, heads, features)):
         actions = "permute=<permutation>, positions=<function of position ids>, steer=added(<vectors>, <layer>)"
-        legal = f"{actions} or heads=ablated(<heads>)"
+        legal = f"{actions}, heads=ablated(<heads>) or features=replaced(<features>)"
         raise ValueError(f"intervene was given nothing to do; {legal}")
     with ExitStack() as stack:
+        if features is not None:
+            stack.enter_context(edited_features(vlm, features))
         if permute is not None:
             permutations = _checked(permute)
             stack.enter_context(_in_batch_order(vlm, permutations))
