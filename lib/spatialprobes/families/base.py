@@ -111,6 +111,20 @@ class Family:
         """
         return list(tokens)
 
+    def connector_call(self, model: nn.Module, tokens: list[Tensor], site: str) -> tuple[Tensor, ...]:
+        """Arguments of a call of the connector on these inputs, one [token, width] a picture as `connector_tokens` gives them.
+
+        site: where they were taken, as of `connector_reading`. Raises ValueError where that is not what the connector reads.
+        """
+        raise ValueError(f"how the connector of {self.model_type!r} is run on given inputs is not known")
+
+    def connect(
+        self, model: nn.Module, tokens: list[Tensor], site: str, connector: nn.Module | None = None
+    ) -> list[Float[Tensor, "token width"]]:
+        """What the connector, or another in its place, makes of these inputs, a picture each; arguments of `connector_call`."""
+        module = connector if connector is not None else self.part(model, "connector")
+        return list(module(*self.connector_call(model, tokens, site)))
+
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun | None:
         """Of a call of the tower: where the tokens of its attention calls are in the pictures; None where it is not known."""
         return None
@@ -149,6 +163,11 @@ class Family:
     def side(self, processor: Any) -> int | None:
         """Pixels of the model's square input, None where it takes any size."""
         return None
+
+    @contextmanager
+    def keeping_side(self, processor: Any, side: int) -> Iterator[None]:
+        """While open, the processor leaves pictures of side x side pixels at that size, or as near as its patches allow."""
+        yield
 
     def fill(self, processor: Any) -> tuple[int, int, int]:
         """The colour that is zero after the processor's normalisation."""
@@ -241,6 +260,10 @@ class Family:
             if not edits:
                 del owner.__dict__["get_image_features"], owner.__dict__["_image_feature_edits"]
 
+    def edits_image_features(self, model: nn.Module) -> bool:
+        """Whether an edit of image features is open."""
+        return bool(self._owner(model).__dict__.get("_image_feature_edits"))
+
     @contextmanager
     def keep_image_features(self, model: nn.Module) -> Iterator[None]:
         """While open, pictures that are run again at once give the features of the run before, instead of passing the tower.
@@ -313,6 +336,14 @@ class Family:
 
     def _owner(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.image_owner)
+
+
+def fitting(tokens: list[Tensor], width: int, like: nn.Module) -> list[Float[Tensor, "token width"]]:
+    """The inputs of a connector with the dtype and on the device of its parameters. Raises ValueError for another width."""
+    if wrong := [tuple(one.shape) for one in tokens if one.ndim != 2 or one.shape[1] != width]:
+        raise ValueError(f"the connector reads [token, {width}] a picture, not {wrong[0]}: vectors of another model or site")
+    parameter = next(like.parameters())
+    return [one.to(parameter) for one in tokens]
 
 
 def _same_inputs(one: Any, other: Any) -> bool:

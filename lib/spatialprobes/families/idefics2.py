@@ -9,14 +9,16 @@ the padding is masked. Knows no prompts and no probe.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor
 
-from spatialprobes.families.base import Family
+from spatialprobes.families.base import Family, fitting
 from spatialprobes.families.towers import TowerRun
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Idefics2(Family):
         (call,) = run.calls[0]
         return [one[(places >= 0).to(one.device)] for one, (_, places) in zip(tokens, call, strict=True)]
 
+    def connector_call(self, model: nn.Module, tokens: list[Tensor], site: str) -> tuple[Tensor, ...]:
+        """Pictures padded at their end, and which patches are there: the perceiver knows no places, so that padding may stand
+        anywhere. At "pre_norm" the tower's post-layernorm comes first."""
+        norm = self.part(model, "tower").post_layernorm
+        patches = fitting(tokens, len(norm.weight), norm)
+        padded = pad_sequence([norm(one) if site == "pre_norm" else one for one in patches], batch_first=True)
+        lengths = torch.tensor([len(one) for one in patches], device=padded.device)
+        return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun:
         """One attention call a block, over the padded pictures; only whole patches are seen."""
         seen = kwargs["patch_attention_mask"].cpu()
@@ -63,6 +74,16 @@ class Idefics2(Family):
         return TowerRun(grids, 0, 1, [[call]] * len(self.part(model, "tower_layers")))
 
     # Pictures and tokens
+    @contextmanager
+    def keeping_side(self, processor: Any, side: int) -> Iterator[None]:
+        """Its longest and shortest edge are the side; as published a picture is enlarged until its shortest edge is 378."""
+        images = processor.image_processor
+        before, images.size = images.size, type(images.size)(longest_edge=side, shortest_edge=side)
+        try:
+            yield
+        finally:
+            images.size = before
+
     def spell(self, processor: Any, text: str) -> str:
         """The processor parts the picture from a word that follows it directly."""
         placeholder = self.image_token(processor)
