@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from spatialprobes.families.base import Family
+from spatialprobes.families.base import Family, fitting
 from spatialprobes.families.frames import Frame
 from spatialprobes.families.towers import TowerRun, batch_of_pictures
 
@@ -52,6 +53,13 @@ class Llava(Family):
         return self.part(model, "connector"), (lambda entering, _: entering) if site == "pre_norm" else (
             lambda entering, _: norm(entering)
         )
+
+    def connector_call(self, model: nn.Module, tokens: list[Tensor], site: str) -> tuple[Tensor, ...]:
+        """Pictures side by side. The projector reads the residual stream: there is no norm before it ("post_norm" is refused)."""
+        if site != "pre_norm":
+            raise ValueError("LLaVA's projector reads the tower as it is ('pre_norm'); no norm stands before its weights")
+        projector = self.part(model, "connector")
+        return (torch.stack(fitting(tokens, projector.linear_1.in_features, projector)),)
 
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun:
         """One attention call a block; CLIP's class token stands before the patches."""

@@ -9,6 +9,7 @@ always explicit: left to itself a model takes part of them from what it remember
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen3VLProcessor,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.vision_utils import get_vision_window_index
 
-from spatialprobes.families.base import Family
+from spatialprobes.families.base import Family, fitting
 from spatialprobes.families.towers import Call, TowerRun, by_cells
 
 if TYPE_CHECKING:
@@ -43,11 +46,14 @@ class Qwen2VL(Family):
     # Loading
     def load_processor(self, source: str, **options: Any) -> Any:
         """The family's processor without its video processor, which needs torchvision, and with pictures prepared by Pillow."""
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = self.load_tokenizer(source, **options)
         images = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
         own, _ = self.processor_type.get_processor_dict(source, **options)
         kind = type(self.processor_type.__name__, (_OurProcessor, self.processor_type), {"options": self.template_options})
         return kind(images, tokenizer, None, chat_template=own.get("chat_template") or tokenizer.chat_template)
+
+    def load_tokenizer(self, source: str, **options: Any) -> Any:
+        return AutoTokenizer.from_pretrained(source, **options)
 
     # Parts of the model
     def attention(self, layer: nn.Module) -> nn.Module | None:
@@ -65,6 +71,22 @@ class Qwen2VL(Family):
         by_cell = tokens.reshape(sum(cells), -1, tokens.shape[-1])
         by_cell = by_cell[self.order(model, run.grids).argsort().to(tokens.device)]
         return [one.flatten(0, 1) for one in by_cell.split(cells)]
+
+    def connect(
+        self, model: nn.Module, tokens: list[Tensor], site: str, connector: nn.Module | None = None
+    ) -> list[Float[Tensor, "token width"]]:
+        """The merger reads the patches of each cell, which stand together, by themselves: the order of cells is all one to it,
+        windows or raster, and so is where pictures end. At "post_norm" its own norm is passed over."""
+        merger = connector if connector is not None else self.part(model, "connector")
+        norm, cell = merger.get_submodule(self.connector_norm), self.merge(model) ** 2
+        patches = fitting(tokens, len(norm.weight), merger)
+        if broken := [len(one) for one in patches if len(one) % cell]:
+            raise ValueError(f"{broken[0]} patches are no multiple of {cell}, the patches of a cell")
+        with ExitStack() as stack:
+            if site == "post_norm":
+                stack.callback(norm.register_forward_hook(lambda _, entering, output: entering[0]).remove)
+            made = merger(torch.cat(patches))
+        return list(made.split([len(one) // cell for one in patches]))
 
     def order(self, model: nn.Module, grids: list[tuple[int, int]]) -> Int[Tensor, " cell"]:
         """Which cell (raster, pictures one after another) the tower holds at each place."""
@@ -154,6 +176,12 @@ class Qwen3_5(Qwen2VL):
     processor_type = Qwen3VLProcessor
     template_options: ClassVar = {"enable_thinking": False}
     shares_prefix = False
+
+    def load_tokenizer(self, source: str, **options: Any) -> Any:
+        """The one that the folder states: transformers would make the family's byte-level pieces of any file."""
+        stated = get_tokenizer_config(source, **options).get("tokenizer_class")
+        plain = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(source, **options)
 
 
 class Qwen3_5Moe(Qwen3_5):
