@@ -275,8 +275,8 @@ def fit_best(
     """Train the model's trainable parameters and leave it with the weights of the lowest validation loss, in evaluation mode.
 
     The model's forward returns {"loss": ...}; validated once an epoch, without gradients, in evaluation mode. labels: names of
-    the inputs without which there is no loss. out: folder for checkpoints (the best and the last); where it holds some, training goes
-    on from there with the same data in the same order. device: "cpu" or "cuda". Gradients are clipped at norm 1.
+    the inputs without which there is no loss. out: folder for checkpoints (the best and the last); where it holds some, training
+    goes on from there with the same data in the same order. device: "cpu" or "cuda". Gradients are clipped at norm 1.
     Raises ValueError for data or validation without items.
     """
     if not len(data) or not len(validation):

@@ -123,7 +123,9 @@ class Family:
     ) -> list[Float[Tensor, "token width"]]:
         """What the connector, or another in its place, makes of these inputs, a picture each; arguments of `connector_call`."""
         module = connector if connector is not None else self.part(model, "connector")
-        return list(module(*self.connector_call(model, tokens, site)))
+        dtype = next(module.parameters()).dtype
+        call = self.connector_call(model, tokens, site)
+        return list(module(*(one.to(dtype) if one.is_floating_point() else one for one in call)))
 
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun | None:
         """Of a call of the tower: where the tokens of its attention calls are in the pictures; None where it is not known."""

@@ -58,8 +58,12 @@ class Llava(Family):
         """Pictures side by side. The projector reads the residual stream: there is no norm before it ("post_norm" is refused)."""
         if site != "pre_norm":
             raise ValueError("LLaVA's projector reads the tower as it is ('pre_norm'); no norm stands before its weights")
-        projector = self.part(model, "connector")
-        return (torch.stack(fitting(tokens, projector.linear_1.in_features, projector)),)
+        layers, width = model.config.vision_feature_layer, model.config.vision_config.hidden_size
+        width *= 1 if isinstance(layers, int) else len(layers)
+        patches = fitting(tokens, width, self.part(model, "connector"))
+        if len(counts := {len(one) for one in patches}) > 1:
+            raise ValueError(f"pictures of {', '.join(map(str, sorted(counts)))} patches: LLaVA's have one size")
+        return (torch.stack(patches),)
 
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun:
         """One attention call a block; CLIP's class token stands before the patches."""

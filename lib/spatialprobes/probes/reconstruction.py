@@ -84,7 +84,7 @@ class Reconstructor:
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstructor:
-        """As saved, weights as float32. Raises FileNotFoundError naming what is missing, ValueError for another kind of folder."""
+        """As saved, weights as float32. Raises FileNotFoundError naming what is missing, ValueError for another kind of file."""
         folder = Path(folder)
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise FileNotFoundError(f"{folder}: no reconstructor there ({missing[0]} is missing)")
@@ -185,8 +185,8 @@ def evaluate(
     tokens and the dimensions that move); r2 = 1 - mse, the mean over dimensions of the variance explained, in units of that of
     the training part; cosine, the mean over tokens in raw space (the study's; a direction that all tokens share makes it high
     whatever is read back: compare cosine_mean); and the same of the baselines: mse_mean, cosine_mean (every token is the training
-    mean; its mse is 1 over the training part), mse_linear, r2_linear, cosine_linear. error_raw, deviation_raw: mean squared error,
-    and mean squared deviation from the training mean, in raw units.
+    mean; its mse is 1 over the training part), mse_linear, r2_linear, cosine_linear. error_raw, deviation_raw: mean squared
+    error, and mean squared deviation from the training mean, in raw units.
     Raises ValueError for data of other sizes, or that don't fit together.
     """
     pre_shape, _ = data.check(pre, post, keys)
@@ -220,12 +220,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def through_connector(vlm: VLM, pre: Any, site: str = "pre", batch_size: int = 32) -> list[Float[Tensor, "token width"]]:
+def through_connector(
+    vlm: VLM, pre: Any, site: str = "pre", batch_size: int = 32, connector: nn.Module | None = None
+) -> list[Float[Tensor, "token width"]]:
     """p(E_pre): what the model's own connector makes of given inputs, float32 on the CPU, one a picture.
 
     pre: [picture, token, width], or a list of [token, width] where pictures differ in size, in the order that `capture` gives
     (cells in raster order, the patches of a cell together). No connector looks at where a patch is, so no grid is needed: LLaVA's
     reads each token, Qwen's each cell, Idefics2's all patches alike. site: where `pre` was taken, "pre" or "pre_normed".
+    connector: another in the native one's place.
     Raises ValueError for another width, and where the model's connector does not read that site.
     """
     if site not in SITES:
@@ -234,7 +237,7 @@ def through_connector(vlm: VLM, pre: Any, site: str = "pre", batch_size: int = 3
     for start in range(0, len(pre), batch_size):
         pictures = [data.rows(pre, slice(place, place + 1))[0] if not isinstance(pre, list) else torch.as_tensor(pre[place])
                     for place in range(start, min(start + batch_size, len(pre)))]  # fmt: skip
-        made += [one.float().cpu() for one in vlm.family.connect(vlm.model, pictures, SITES[site])]
+        made += [one.float().cpu() for one in vlm.family.connect(vlm.model, pictures, SITES[site], connector)]
     return made
 
 
