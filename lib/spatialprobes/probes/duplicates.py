@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 TILE = (512, 4096)  # cosines held at once
 
 
-def exact(items: Sequence[Example] | Shaped[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
+def exact(items: Sequence[Example] | Sequence[str] | Shaped[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
     """A label for each item, 0, 1, ... in order of appearance, the same for items whose content is the same.
 
-    items: Examples, whose decoded pixels and size are compared (by SHA-256, so that no picture is kept), or an array (numpy or
-    torch) whose rows are compared bit by bit; 0 and -0 are the same. Raises ValueError for NaN, which equals nothing, and
+    items: Examples, whose decoded pixels and size are compared (by SHA-256, so that no picture is kept); their digests, where they
+    are known (`ConnectorStates.digests`); or an array (numpy or torch) whose rows are compared bit by bit, 0 and -0 alike. Raises ValueError for NaN, which equals nothing, and
     ImageError naming a picture that can't be read.
     """
     if isinstance(items, (np.ndarray, torch.Tensor)):
         return _labels([_digest(row) for row in _rows(items)])
-    return _labels([_pixels(example) for example in items])
+    return _labels([item if isinstance(item, str) else _pixels(item) for item in items])
 
 
 def near(
@@ -39,20 +39,26 @@ def near(
 ) -> Int[np.ndarray, " n"]:
     """A label for each row, as `exact`: rows with a cosine of at least `threshold` are joined, and all that such joints link.
 
-    vectors: pooled ones, numpy or torch; cosines in fp64, in tiles. keys: what errors call the rows.
+    vectors: pooled ones, numpy or torch; cosines in fp32, in tiles, and in fp64 where that does not decide. keys: what errors
+    call the rows.
     Raises ValueError for a threshold outside (-1, 1], a row that is not finite or of length 0, or not [n, width].
     """
     if not -1 < threshold <= 1:
         raise ValueError(f"threshold={threshold} is no cosine above -1 and up to 1")
-    unit = _units(vectors, keys)
-    label = np.arange(len(unit))
-    for i in range(0, len(unit), TILE[0]):
-        for j in range(i, len(unit), TILE[1]):
-            alike = (
-                unit[i : i + TILE[0]] @ unit[j : j + TILE[1]].T >= threshold - 1e-12
-            )  # a row with itself is 1 but for rounding
-            one, other = (side.numpy() for side in torch.nonzero(alike, as_tuple=True))
-            label = _linked(label, label[one + i], label[other + j])
+    rows = _directed(vectors, keys)
+    unit = torch.cat([_unit(part).float() for part in rows.split(TILE[1])])
+    margin = 2.0**-22 * (rows.shape[1] ** 0.5 + 4)  # more than fp32 rounds off a cosine
+    label = np.arange(len(rows))
+    for i in range(0, len(rows), TILE[0]):
+        for j in range(i, len(rows), TILE[1]):
+            cosines = unit[i : i + TILE[0]] @ unit[j : j + TILE[1]].T
+            one, other = torch.nonzero(cosines >= threshold - margin, as_tuple=True)
+            new = label[one.numpy() + i] != label[other.numpy() + j]
+            one, other = one[new], other[new]
+            close = cosines[one, other] < threshold + margin
+            alike = ~close
+            alike[close] = _cosine(rows[one[close] + i], rows[other[close] + j]) >= threshold - 1e-12  # of equal rows 1 - 1e-16
+            label = _linked(label, label[one[alike].numpy() + i], label[other[alike].numpy() + j])
     return _labels(label.tolist())
 
 
@@ -131,12 +137,22 @@ def _rows(items: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
     return array
 
 
-def _units(vectors, keys: Sequence[str] | None) -> Float[torch.Tensor, "n width"]:
+def _directed(vectors: Float[np.ndarray, "n width"], keys: Sequence[str] | None) -> Float[torch.Tensor, "n width"]:
+    """Rows, each of which has a direction."""
     rows = vectors.detach().cpu() if isinstance(vectors, torch.Tensor) else torch.as_tensor(np.asarray(vectors))
     if rows.ndim != 2:
         raise ValueError(f"vectors has shape {tuple(rows.shape)}; [n, width] is wanted")
-    norms = torch.linalg.vector_norm(rows.double(), dim=1)
-    if (wrong := torch.nonzero(~(torch.isfinite(norms) & (norms > 0))).flatten().tolist()) != []:
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    if wrong := torch.nonzero(~(torch.isfinite(norms) & (norms > 0))).flatten().tolist():
         first = f"row {wrong[0]}" if keys is None else f"{keys[wrong[0]]!r} (row {wrong[0]})"
         raise ValueError(f"{len(wrong)} of {len(rows)} vectors are not finite or of length 0, first {first}")
-    return rows.double() / norms[:, None]
+    return rows
+
+
+def _unit(rows: Float[torch.Tensor, "n width"]) -> Float[torch.Tensor, "n width"]:
+    return torch.nn.functional.normalize(rows.double(), dim=1, eps=0.0)
+
+
+def _cosine(one: Float[torch.Tensor, "pair width"], other: Float[torch.Tensor, "pair width"]) -> Float[torch.Tensor, " pair"]:
+    """In fp64; of equal rows a gathering of all at once, so tiles bound it."""
+    return torch.linalg.vecdot(_unit(one), _unit(other))

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from spatialprobes import stats
+from spatialprobes.probes.connector_store import folder_of
 from spatialprobes.probes.duplicates import multiplicity, representatives
 from spatialprobes.probes.neighbour_search import (
     BLOCK,
@@ -103,11 +105,6 @@ def included(excluded: float | Float[np.ndarray, " n"], k: int) -> float | Float
     return (1 + (k - 1) * np.asarray(excluded, float))[()] / k
 
 
-def folder_of(key: str) -> str:
-    """The first part of a key with parts ("00000" of "00000/000010000.jpg"), else empty."""
-    return key.partition("/")[0] if "/" in key else ""
-
-
 def measure(
     a: Float[np.ndarray, "n width_a"],
     b: Float[np.ndarray, "n width_b"],
@@ -144,64 +141,32 @@ def measure(
     check_seed(seed)
     known(gallery, "gallery", ("all", "folder"))
     known(definition, "definition", ("corrected", "as_published"))
-    names = _keys(keys)
-    spaces = [checked(x, name, names) for name, x in (("a", a), ("b", b))]
-    columns = {"duplicates": duplicates, "clusters": clusters}
-    for name, x in (("a", spaces[0]), ("b", spaces[1]), *((n, np.asarray(c)) for n, c in columns.items() if c is not None)):
-        if len(x) != len(names):
-            raise ValueError(f"{name} has {len(x)} rows, not {len(names)} as keys")
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks={tuple(ks)}: at least one k, each at least 1")
     if definition == "as_published" and (metric != "l2" or include_self):
         raise ValueError("definition='as_published' is of metric='l2' without the image itself")
-    copies = np.arange(len(names)) if duplicates is None else np.asarray(duplicates)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks={tuple(ks)}: at least one k, each at least 1")
+    names = _keys(keys)
+    copies = np.arange(len(names)) if duplicates is None else _fitting(np.asarray(duplicates), "duplicates", names)
+    label = copies if clusters is None else _fitting(np.asarray(clusters), "clusters", names)
+    spaces = [checked(_fitting(x, name, names), name, names) for name, x in (("a", a), ("b", b))]
     folders = np.array([folder_of(name) for name in names])
-    of = folders if gallery == "folder" else None
-    stays = np.ones(len(names), bool)
-    if deduplicate:
-        for members in galleries(of, len(names)):
-            stays[members] = representatives(copies[members], [names[i] for i in members])
-    kept = np.flatnonzero(stays)
-    of = None if of is None else of[kept]
-    lists = []
-    for x in spaces:
+    kept = _representing(copies, names, folders if gallery == "folder" else None) if deduplicate else np.arange(len(names))
+    groups = folders[kept] if gallery == "folder" else None
+
+    def search(x):
         x = prepared(x, prepare)
-        x = x if stays.all() else x[kept]
+        x = x if len(kept) == len(x) else x[torch.from_numpy(kept)]
         if definition == "as_published":
-            lists.append(_published(x, max(ks), of, few, block))
-        else:
-            lists.append(
-                nearest(x, max(ks), metric=metric, include_self=include_self, groups=of, few=few, block=block, device=device)
-            )
-    size = np.empty(len(kept), np.int64)
-    floors = {k: np.empty(len(kept)) for k in ks}
-    for members in galleries(of, len(kept)):
-        size[members] = len(members)
-        for k in ks:
-            others = np.minimum(k - include_self, len(members) - 1)
-            floor = duplicate_floor(copies[kept][members], others) if others else np.zeros(len(members))
-            floors[k][members] = included(floor, others + 1) if include_self else floor
-    label = copies if clusters is None else np.asarray(clusters)
-    parts = []
+            return nearest_as_published(x, max(ks), groups=groups, few=few, block=block)
+        return nearest(x, max(ks), metric=metric, include_self=include_self, groups=groups, few=few, block=block, device=device)
+
+    one, other = (search(x) for x in spaces)
+    named = {"key": [names[i] for i in kept], "folder": folders[kept], "cluster": label[kept]}
+    rows = []
     for k in ks:
-        others = np.minimum(k - include_self, size - 1)
-        by_chance = chance(size, others)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "key": [names[i] for i in kept],
-                    "folder": folders[kept],
-                    "cluster": label[kept],
-                    "k": k,
-                    "knor": overlap(*lists, k),
-                    "displacement": rank_displacement(*lists, k),
-                    "chance": included(by_chance, others + 1) if include_self else by_chance,
-                    "floor": floors[k],
-                    "gallery_size": size,
-                }
-            )  # fmt: skip
-        )
-    return pd.concat(parts, ignore_index=True)[COLUMNS]
+        measured = {"k": k, "knor": overlap(one, other, k), "displacement": rank_displacement(one, other, k)}
+        rows.append(pd.DataFrame(named | measured | _expected(copies[kept], groups, k, include_self)))
+    return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = (), *, n: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -240,11 +205,30 @@ def _excess(columns, clusters, knor: stats.Interval, n: int, seed: int) -> tuple
     return 1 - missed.estimate, 1 - missed.high, 1 - missed.low
 
 
-def _published(x, k: int, groups, few: str, block: int) -> Int[np.ndarray, "n k"]:
-    found = nearest_as_published(x, k, groups=groups, block=block)
-    if few == "refuse" and (found < 0).any():
-        raise ValueError(f"k={k} neighbours of a gallery that is not larger; few='shorten' takes what there is")
+def _representing(copies: Int[np.ndarray, " n"], names: list[str], groups) -> Int[np.ndarray, " kept"]:
+    """One row of each group of copies in each gallery, ascending."""
+    kept = []
+    for members in galleries(groups, len(names)):
+        kept.append(members[representatives(copies[members], [names[i] for i in members])])
+    return np.sort(np.concatenate(kept))
+
+
+def _expected(copies: Int[np.ndarray, " n"], groups, k: int, include_self: bool) -> dict[str, np.ndarray]:
+    """What each image's KNOR would be by chance, and by its copies alone, in a gallery of so many."""
+    found = {"chance": np.empty(len(copies)), "floor": np.empty(len(copies)), "gallery_size": np.empty(len(copies), np.int64)}
+    for members in galleries(groups, len(copies)):
+        others = min(k - include_self, len(members) - 1)
+        values = (chance(len(members), others), duplicate_floor(copies[members], others)) if others else (0.0, 0.0)
+        for name, value in zip(("chance", "floor"), values, strict=True):
+            found[name][members] = included(value, others + 1) if include_self else value
+        found["gallery_size"][members] = len(members)
     return found
+
+
+def _fitting(column, name: str, names: list[str]):
+    if len(column) != len(names):
+        raise ValueError(f"{name} has {len(column)} rows, not {len(names)} as keys")
+    return column
 
 
 def _keys(keys: Sequence[str]) -> list[str]:

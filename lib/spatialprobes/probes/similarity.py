@@ -68,8 +68,8 @@ def distance_correlation(
     metric: "l2", or "cosine" for 1 - cosine. clusters: two pictures of one (copies) make no pair; None: each its own.
     Interval: bootstrap over clusters, percentiles of `draws`; a pair counts as often as the product of how often its two
     clusters were drawn, a cluster drawn twice makes no pair with itself, and of Spearman the ranks stay those of the sample.
-    n: pairs; clusters: those of the sample. Raises ValueError for rows that do not match or are not finite, fewer than 3 clusters,
-    and distances that are all the same (there is no correlation then).
+    n: pairs; clusters: those of the sample. Raises ValueError for rows that do not match or are not finite, fewer than 3
+    clusters, and distances that are all the same (there is no correlation then).
     """
     known(kind, "kind", KINDS)
     known(metric, "metric", METRICS)
@@ -111,7 +111,8 @@ def linear_cka(
     1 where there are more dimensions than pictures, whatever they are; unbiased=True takes the estimator of HSIC without the
     diagonal (Song et al. 2012; as Nguyen et al. 2021), about 0 for unrelated spaces, at least 4 pictures.
     Interval: jackknife that leaves out each of up to 50 parts of the clusters in turn, with Student's t; a bootstrap would count
-    copies of a picture as likeness. n: pictures. Raises ValueError for rows that do not match, are not finite, or are all the same.
+    copies of a picture as likeness. n: pictures. Raises ValueError for rows that do not match, are not finite, or are all the
+    same.
     """
     one, other, codes = _sampled(a, b, clusters, sample, seed, least=4)
     kernels = [_kernel(x, name) for name, x in (("a", one), ("b", other))]
@@ -187,18 +188,18 @@ def _kernel(x: Float[torch.Tensor, "n width"], name: str) -> Float[np.ndarray, "
     return (x @ x.T).numpy()
 
 
-def _alignment(k, l, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:
+def _alignment(k, m, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:
     """CKA of each subset of the pictures, given as rows of 0 and 1."""
-    return _hsic(k, l, weights, unbiased) / np.sqrt(_hsic(k, k, weights, unbiased) * _hsic(l, l, weights, unbiased))
+    return _hsic(k, m, weights, unbiased) / np.sqrt(_hsic(k, k, weights, unbiased) * _hsic(m, m, weights, unbiased))
 
 
-def _hsic(k, l, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:
+def _hsic(k, m, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:
     """HSIC of each subset up to factors that cancel in the alignment."""
     n = weights.sum(1)
     if unbiased:
-        k, l = (m - np.diag(np.diagonal(m)) for m in (k, l))
-    one, other = weights @ k, weights @ l
-    both = np.einsum("ij,ij->i", weights @ (k * l), weights)
+        k, m = (one - np.diag(np.diagonal(one)) for one in (k, m))
+    one, other = weights @ k, weights @ m
+    both = np.einsum("ij,ij->i", weights @ (k * m), weights)
     rows = np.einsum("ij,ij,ij->i", one, other, weights)
     sums = np.einsum("ij,ij->i", one, weights) * np.einsum("ij,ij->i", other, weights)
     if unbiased:

@@ -26,8 +26,8 @@ PANEL = 96  # columns of a Gram matrix made at once, from the diagonal down
 TOP_ENERGIES = (1, 5, 10)
 ENERGIES = (0.80, 0.90)
 COLUMNS = [
-    "key", "effective_rank", "effective_rank_normalized", "effective_rank_roy_vetterli", *(f"top{k}_energy_ratio" for k in TOP_ENERGIES),
-    *(f"k{round(100 * e)}_energy" for e in ENERGIES), "largest", "mean_pairwise_cosine", "std_pairwise_cosine",
+    "key", "effective_rank", "effective_rank_normalized", "effective_rank_roy_vetterli", "top1_energy_ratio", "top5_energy_ratio",
+    "top10_energy_ratio", "k80_energy", "k90_energy", "largest", "mean_pairwise_cosine", "std_pairwise_cosine",
     "median_pairwise_cosine", "tokens", "width",
 ]  # fmt: skip
 
@@ -52,14 +52,15 @@ class Spectra:
 def measure(x: Tokens, keys: Sequence[str], *, device: str = "cpu", seed: int = 0) -> pd.DataFrame:
     """One row a picture: [key, the columns of `scalars` and of `token_cosine`, tokens, width].
 
-    x: [n, token, width] or an iterable of such blocks, read once. Nothing is drawn: ``seed`` is there because every probe takes
+    x: [n, token, width], anything of that shape that can be sliced (`ConnectorStates.vectors`), or an iterable of such blocks;
+    read once. Nothing is drawn: ``seed`` is there because every probe takes
     one. Raises ValueError as `collect`.
     """
     return collect(x, keys, device=device).table()
 
 
 def collect(x: Tokens, keys: Sequence[str], *, device: str = "cpu") -> Spectra:
-    """Singular values and token cosines of each picture, in one pass over x, which is an array or an iterable of blocks.
+    """Singular values and token cosines of each picture, in one pass over x (see `measure`).
 
     Raises ValueError for a picture that is not finite, by its key, for more or fewer pictures than keys, for blocks of different
     shapes.
@@ -98,8 +99,8 @@ def singular_values(x: Float[np.ndarray, "n token width"], *, device: str = "cpu
 def scalars(s: Float[np.ndarray, "n component"]) -> pd.DataFrame:
     """What is read off singular values, a row a picture. With e = s^2 and p = e / sum e:
 
-    effective_rank: exp of the entropy of p (the study's); effective_rank_normalized: of the number of components, which centred
-    tokens never reach where there are fewer of them than dimensions. effective_rank_roy_vetterli: with s for e (Roy & Vetterli 2007).
+    effective_rank: exp of the entropy of p (the study's); effective_rank_normalized: as a share of the number of components,
+    which centred tokens never reach where they are fewer than dimensions. effective_rank_roy_vetterli: with s for e (2007).
     top1/5/10_energy_ratio: sum of the first of p; k80/k90_energy: least number of components that hold so much. largest: s_1.
     NaN where all are zero: there is no energy to share out. Raises ValueError for what is not [n, component], negative or not
     finite.
@@ -200,12 +201,11 @@ def _check(block: Float[torch.Tensor, "n token width"], keys: Sequence[str] = ()
 
 
 def _blocks(x: Tokens) -> Iterator[Float[torch.Tensor, "block token width"]]:
-    """Some pictures at a time as torch, fp64 if they were, else fp32."""
-    for given in x if not isinstance(x, (np.ndarray, torch.Tensor)) else [x]:
-        whole = given.detach() if isinstance(given, torch.Tensor) else np.asarray(given)
-        if whole.ndim != 3 or 0 in whole.shape:
+    """Some pictures at a time as torch, fp64 if they were, else fp32; of what is kept on a disk no more is read at once."""
+    for whole in [x] if hasattr(x, "ndim") else x:
+        if len(whole.shape) != 3 or 0 in whole.shape:
             raise ValueError(f"tokens of shape {tuple(whole.shape)}; [n, token, width] with at least one of each is wanted")
         step = max(1, AT_ONCE // (whole.shape[1] * whole.shape[2]))
-        for start in range(0, len(whole), step):
-            block = torch.as_tensor(whole[start : start + step])
+        for start in range(0, whole.shape[0], step):
+            block = torch.as_tensor(whole[start : start + step]).detach()
             yield block if block.dtype in (torch.float32, torch.float64) else block.float()
