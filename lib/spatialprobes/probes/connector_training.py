@@ -124,8 +124,8 @@ def train(
     """A connector trained on captions and left with the weights of the lowest validation cross-entropy.
 
     pre: [picture, token, width] or a list of [token, width], in the order of the examples; site: where it was taken, "pre" or
-    "pre_normed". examples: one a picture; its question asks for a caption, which its answer is. post: stored E_post, as pre, where
-    weight > 0: "mse" adds weight times the squared distance to it (the study's; tokens of other numbers are interpolated), and
+    "pre_normed". examples: one a picture; its question asks for a caption, which its answer is. post: stored E_post, as pre,
+    where weight > 0: "mse" adds weight times the squared distance to it (the study's; tokens of other numbers are interpolated), and
     "distances" that of the pictures' mutual distances, mean-pooled and in units of their mean. groups: a label a picture, alike
     for duplicates. kind and sizes: as `families.connectors.design`. out: folder of checkpoints; a killed training goes on.
     Raises ValueError with the reason for a family without such a connector, and for data that don't fit together.
