@@ -215,8 +215,7 @@ class Spectrum:
         if rank >= min(features.shape):
             return features
         kept, centred = self.directions[:, :rank], features.double() - self.mean
-        left = len(self.directions) == len(centred) and len(centred) <= centred.shape[1]
-        near = kept @ (kept.T @ centred) if left else (centred @ kept) @ kept.T
+        near = kept @ (kept.T @ centred) if len(centred) <= centred.shape[1] else (centred @ kept) @ kept.T
         return (self.mean + near).to(features.dtype)
 
 

@@ -9,7 +9,8 @@ within the models. Knows tables; knows no models and no figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -149,11 +150,12 @@ def simpson(
     seed: int = 0,
 ) -> pd.DataFrame:
     """The correlation pooled over models beside that within them: [predictor, outcome, kind, pooled, pooled_low, pooled_high,
-    within, within_low, within_high, least, greatest, flips, n, models].
+    within, within_low, within_high, least, greatest, misleads, n, models].
 
     within: of both columns less their model's mean (of ranks within the model, where kind is "spearman"), so that it holds what
-    pictures differ in and nothing that models do. least, greatest: of the models, each by itself. flips: pooled and within have
-    intervals on different sides of 0. Raises ValueError for a missing column and fewer than two models.
+    pictures differ in and nothing that models do. least, greatest: of the models, each by itself. misleads: the pooled interval
+    lies on one side of 0, that within the models does not lie there as well (Simpson's paradox).
+    Raises ValueError for a missing column and fewer than two models.
     """
     _need(frame, [model, *predictors, *outcomes, *([clusters] if clusters else [])])
     if frame[model].nunique() < 2:
@@ -171,8 +173,8 @@ def simpson(
         row = {"predictor": predictor, "outcome": outcome, "kind": kind}
         row |= {"pooled": pooled.r, "pooled_low": pooled.low, "pooled_high": pooled.high}
         row |= {"within": within.r, "within_low": within.low, "within_high": within.high}
-        flips = (pooled.low > 0 and within.high < 0) or (pooled.high < 0 and within.low > 0)
-        row |= {"least": np.min(each), "greatest": np.max(each), "flips": bool(flips)}
+        misleads = (pooled.low > 0 and not within.low > 0) or (pooled.high < 0 and not within.high < 0)
+        row |= {"least": np.min(each), "greatest": np.max(each), "misleads": bool(misleads)}
         rows.append({**row, "n": len(used), "models": used[model].nunique()})
     return pd.DataFrame(rows)
 
@@ -195,7 +197,7 @@ def _of_residuals(data: Float[np.ndarray, "n column"]) -> float:
     centred = data - data.mean(0)
     pair, held = centred[:, :2], centred[:, 2:]
     left = pair - held @ np.linalg.lstsq(held, pair, rcond=None)[0] if held.shape[1] else pair
-    lengths, all_of_it = np.linalg.norm(left, axis=0), np.linalg.norm(data, axis=0)
+    lengths, all_of_it = np.linalg.norm(left, axis=0), np.linalg.norm(data[:, :2], axis=0)
     if (lengths <= 1e-12 * np.maximum(all_of_it, 1e-300)).any():  # nothing but rounding is left
         return np.nan
     return float(np.clip(left[:, 0] @ left[:, 1] / lengths.prod(), -1, 1))
@@ -210,13 +212,21 @@ def _drawn(data: Float[np.ndarray, "n column"], codes, count: int, draws: int, s
     products = np.einsum("ni,nj->nij", columns, columns).reshape(len(data), -1)
     sums = np.zeros((count, products.shape[1]))
     np.add.at(sums, codes, products)
-    generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
-    found = []
     width = columns.shape[1]
-    for start in range(0, draws, size := max(1, BLOCK // count)):
-        weights = generator.multinomial(count, even, size=min(size, draws - start))
-        found.append(_partial((weights @ sums).reshape(-1, width, width)))
-    return np.concatenate(found)
+    return np.concatenate([_partial((weights @ sums).reshape(-1, width, width)) for weights in _weights(count, draws, seed)])
+
+
+def _weights(count: int, draws: int, seed: int) -> Iterable[Float[np.ndarray, "draw cluster"]]:
+    """How often each draw takes each cluster, by blocks; kept for the next correlation of as many clusters where it is small."""
+    if count * draws <= BLOCK:
+        return [_kept_weights(count, draws, seed)]
+    size, generator, even = max(1, BLOCK // count), np.random.default_rng(seed), np.full(count, 1 / count)
+    return (generator.multinomial(count, even, size=min(size, draws - start)).astype(float) for start in range(0, draws, size))
+
+
+@lru_cache(maxsize=2)
+def _kept_weights(count: int, draws: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
 
 
 def _partial(moments: Float[np.ndarray, "draw column column"]) -> Float[np.ndarray, " draw"]:

@@ -16,6 +16,7 @@ from spatialprobes.probes.lab_captions import SCORES as LAB_SCORES
 from spatialprobes.stats import bootstrap
 
 SHARES = ("empty", "cut", "same")  # of captions; the same whether empty ones count
+LENGTHS = ("words", "words_change", "words_changed")
 LAB_SHARES = tuple(name for name in LAB_SCORES if name not in ("lab_invented", "lab_clauses"))
 VALUES = (
     "clipscore_100", "clipscore_hessel", "bertscore_precision", "bertscore_recall", "bertscore_f1", "bertscore_gt_precision",
@@ -27,8 +28,8 @@ EMPTIES = ("as 0", "left out")
 def drops(frame: pd.DataFrame, values: Sequence[str] | None = None, *, base: str = "live") -> pd.DataFrame:
     """The table with <value>_drop, the score of arm `base` of the same key and model minus the row's own, and <value>_base.
 
-    values: columns; None: those of VALUES that are there. Also words_change, the row's words minus the original's, and
-    empty_base. Rows of the base itself have a drop of 0. Missing where either score is.
+    values: columns; None: those of VALUES that are there. Also words_change, the row's words minus the original's, words_changed,
+    its size, and empty_base. Rows of the base itself have a drop of 0. Missing where either score is.
     Raises ValueError for a missing column, no rows of `base`, and a key that stands twice among them.
     """
     values = _values(frame, values, [])
@@ -43,7 +44,7 @@ def drops(frame: pd.DataFrame, values: Sequence[str] | None = None, *, base: str
         original = found[name].to_numpy(float)
         added |= {f"{name}_base": original, f"{name}_drop": original - frame[name].to_numpy(float)}
     words = frame["words"].to_numpy(float) - found["words"].to_numpy(float)
-    return frame.assign(**added, words_change=words, empty_base=found["empty"].array)
+    return frame.assign(**added, words_change=words, words_changed=np.abs(words), empty_base=found["empty"].array)
 
 
 def summary(
@@ -63,12 +64,12 @@ def summary(
     Values of SHARES and words count every row and stand under "as 0" alone. Groups without any value are left out.
     Raises ValueError for a missing column.
     """
-    names = _values(frame, values, [f"{name}_drop" for name in VALUES] + ["words", "words_change", *SHARES])
+    names = _values(frame, values, [f"{name}_drop" for name in VALUES] + [*LENGTHS, *SHARES])
     rows = []
     for group, part in frame.groupby(list(by), sort=False, dropna=False):
         labels = dict(zip(by, group if isinstance(group, tuple) else (group,), strict=True))
         for name in names:
-            for empties in EMPTIES if name not in (*SHARES, "words", "words_change") else EMPTIES[:1]:
+            for empties in EMPTIES if name not in (*SHARES, *LENGTHS) else EMPTIES[:1]:
                 column, clusters = counted(part, name, empties)
                 if len(column):
                     interval = _interval(column, clusters, _bounds(name), n, seed)
