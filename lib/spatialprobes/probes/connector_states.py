@@ -27,7 +27,7 @@ from spatialprobes import capture
 from spatialprobes.examples import Example, batches
 from spatialprobes.images import ImageError, Unreadable
 from spatialprobes.probes.connector_reading import SITES, Reading, at_side, check_sites, read, squashed
-from spatialprobes.probes.connector_store import WHAT, ConnectorStates, Vectors, folder_of, packed
+from spatialprobes.probes.connector_store import WHAT, ConnectorStates, Vectors, damaged, folder_of, packed, set_aside
 from spatialprobes.store import Store, StoreError
 from spatialprobes.vlm import VLM
 
@@ -69,20 +69,24 @@ def extract(
     """
     sites, examples = check_sites(sites), list(examples)
     _check(examples, dtype, side, on_error)
-    held = Store.open(store, fingerprint(vlm, sites, dtype, batch_size, side))
     todo = shared_out(examples, batch_size, shards, limit, limit_per_shard)
+    aside = set_aside(Path(store))
+    held = Store.open(store, fingerprint(vlm, sites, dtype, batch_size, side))
     done = held.done(sites[0], 0)
     with at_side(vlm, side):
         for batch in tqdm(todo, desc="connector", unit="batch", leave=False, disable=len(todo) < BARS_FROM):
             _check_same(held, [one for one in batch if one.id in done][:1])
             if missing := [one for one in batch if one.id not in done]:
                 _add(vlm, held, missing, sites, dtype, side, on_error)
-    return ConnectorStates(held)
+    return ConnectorStates(held, aside)
 
 
 def open(folder: str | Path) -> ConnectorStates:
-    """The states that an `extract` left. Raises FileNotFoundError; StoreError for a store of something else."""
-    return ConnectorStates(Store.open(folder))
+    """The states that an `extract` left, with a line in `reports` for each file that is damaged.
+
+    Raises FileNotFoundError; StoreError for a store of something else.
+    """
+    return ConnectorStates(Store.open(folder), list(damaged(Path(folder)).values()))
 
 
 def fingerprint(vlm: VLM, sites: Sequence[str], dtype: str, batch_size: int, side: int | None) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spatialprobes.families.towers import by_cells
 from spatialprobes.images import Unreadable
+from spatialprobes.shards import ShardError, read_header
 from spatialprobes.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ class ConnectorStates:
     model: its name; facts: all that the numbers depend on. reports: what was found damaged or half done.
     """
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, reports: Sequence[str] = ()):
         facts = store.fingerprint
         if facts.get("what") != WHAT:
             raise StoreError(f"{store.path}: holds {facts.get('what', 'something else')!r}, not {WHAT}")
-        self.store, self.facts = store, facts
+        self.store, self.facts, self._reports = store, facts, list(reports)
         self.sites: tuple[str, ...] = tuple(facts["sites"])
         self.model: str = facts["model"]["model"]
         self.keys: list[str] = sorted(store.done(self.sites[0], 0))
@@ -57,7 +59,7 @@ class ConnectorStates:
 
     @property
     def reports(self) -> list[str]:
-        return self.store.reports
+        return self._reports + self.store.reports
 
     @property
     def grids(self) -> dict[str, tuple[int, int] | None]:
@@ -147,6 +149,25 @@ class Vectors:
         """(keys, tokens) of so many pictures at a time, in order."""
         for start in range(0, len(self.keys), pictures):
             yield self.keys[start : start + pictures], self[start : start + pictures]
+
+
+def damaged(folder: Path) -> dict[Path, str]:
+    """What is wrong with each shard that is not whole, such as one that was cut short."""
+    found = {}
+    for path in sorted((folder / "shards").glob("*.safetensors")):
+        try:
+            read_header(path)
+        except ShardError as error:
+            found[path] = f"{error}; `extract` makes its pictures again"
+    return found
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Rename the shards that are not whole, so that their pictures count as missing; a line for each."""
+    found = damaged(folder)
+    for path in found:
+        path.rename(path.with_suffix(".damaged"))
+    return [f"set aside, {line}" for line in found.values()]
 
 
 def packed(one: Unreadable) -> Int[np.ndarray, " byte"]:
