@@ -117,7 +117,7 @@ def load(source: Source, dtype: str, device: str, quantize: str | None, trust_re
             extra["quantization_config"] = quantisation(quantize, family, want or torch.float16)
         if quantize or target.type != "cpu":
             extra["device_map"] = {"": target}
-        with _quiet(source.kind == "lab"):
+        with quiet(source.kind == "lab"):
             model, info = family.load_model(where, **options, **extra)
         processor = load_processor(source.base or source, family, trust_remote_code)
     except ModelError:
@@ -311,7 +311,7 @@ def _is_model(folder: Path) -> bool:
 
 
 @contextmanager
-def _quiet(small: bool) -> Iterator[None]:
+def quiet(small: bool) -> Iterator[None]:
     """No table of what did not fit, which `_check_weights` says in a line; no bar of progress for what loads in an instant."""
     shown, logger = logging.is_progress_bar_enabled(), logging.get_logger("transformers.modeling_utils")
     logger.addFilter(_no_table)

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from spatialprobes.digests import identity
 from spatialprobes.examples import Example, batches
 from spatialprobes.images import open_image
-from spatialprobes.loading import ModelError, Source, choose_device, find
+from spatialprobes.loading import ModelError, Source, choose_device, find, quiet
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -127,7 +127,8 @@ class Bert:
     ) -> tuple[Float[np.ndarray, "pair score"], Bool[np.ndarray, " pair"]]:
         """[precision, recall, F1] of each candidate against its reference; and which pairs were cut at the encoder's positions.
 
-        0 where either text is empty: torchmetrics has no value for those. Raises ValueError for columns of unequal length.
+        A token that is unlike every one of the other text counts 0, not less (torchmetrics' zeros for start and end stand beside
+        them). 0 where either text is empty: torchmetrics has no value for those. Raises ValueError for columns of unequal length.
         """
         if len(candidates) != len(references):
             raise ValueError(f"{len(candidates)} candidates for {len(references)} references; one of each a pair")
@@ -145,7 +146,7 @@ class Bert:
 
     def _batch(self, candidates: list[list[int]], references: list[list[int]]) -> Float[np.ndarray, "pair score"]:
         """Of pairs in the order of `batches_in_order`, as many at a time as torchmetrics leaves in it: its sort may move ties."""
-        from torchmetrics.functional.text.bert import bert_score  # a second, only where it is used
+        from torchmetrics.functional.text.bert import bert_score  # seconds, only where it is used
 
         inputs = [padded(rows, self.tokenizer.pad_token_id or 0) for rows in (candidates, references)]
         orders = [one["attention_mask"].sum(1).argsort() for one in inputs]  # as torchmetrics sorts
@@ -303,7 +304,8 @@ def _loaded(name: str, revision: str | None, device: str) -> tuple[Source, nn.Mo
     source = find(name, revision)
     where = str(source.path or source.name)
     try:
-        model = AutoModel.from_pretrained(where, dtype=torch.float32, **source.options())
+        with quiet(source.kind == "lab"):
+            model = AutoModel.from_pretrained(where, dtype=torch.float32, **source.options())
     except (OSError, ValueError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return source, model.eval().requires_grad_(False).to(choose_device(device))
