@@ -277,7 +277,7 @@ def fit_best(
     The model's forward returns {"loss": ...}; validated once an epoch, without gradients, in evaluation mode. labels: names of
     the inputs without which there is no loss. out: folder for checkpoints (the best and the last); where it holds some, training
     goes on from there with the same data in the same order. device: "cpu" or "cuda". Gradients are clipped at norm 1.
-    Raises ValueError for data or validation without items.
+    Raises ValueError for data or validation without items, and where no validation loss was a number.
     """
     if not len(data) or not len(validation):
         raise ValueError(f"{len(data)} items to train on and {len(validation)} to validate with: both need some")
@@ -327,5 +327,7 @@ def fit_best(
     trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     history = [{"step": int(row["step"]), "loss": float(row["eval_loss"])} for row in state.log_history if "eval_loss" in row]
+    if state.best_global_step is None:
+        raise ValueError(f"no validation loss in {state.global_step} steps was a number: nothing to keep")
     model.eval()
     return Fitted(history, int(state.best_global_step), float(state.best_metric), int(state.global_step))

@@ -149,6 +149,7 @@ class AnyTokens(nn.Module):
 
     def __init__(self, shape: Architecture):
         super().__init__()
+        self.shape = shape
         twice = 2 * shape.hidden
         self.entry = nn.Sequential(nn.Linear(shape.post_width, twice), nn.GELU(), nn.Linear(twice, shape.hidden))
         self.places = nn.Parameter(torch.randn(1, shape.post_tokens, shape.hidden))

@@ -140,6 +140,7 @@ def train(
     pre_shape, post_shape = data.check(pre, post, keys)
     schedule = schedule or Schedule()
     shape = reconstructors.architecture(kind, pre_shape, post_shape, **sizes)
+    data.check_finite(pre, post, keys)
     in_order = data.aligned(pre_shape[0], post_shape[0]) if in_order is None else in_order
     held = data.split(keys, groups, validation, seed)
     parts = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}

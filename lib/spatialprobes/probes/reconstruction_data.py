@@ -53,6 +53,17 @@ def check(pre: Any, post: Any, keys: Sequence[str]) -> tuple[tuple[int, int], tu
     return tuple(pre.shape[1:]), tuple(post.shape[1:])
 
 
+def check_finite(pre: Any, post: Any, keys: Sequence[str]) -> None:
+    """Raises ValueError naming the side and a picture, and how many there are, that holds NaN or infinities."""
+    for name, vectors in (("pre", pre), ("post", post)):
+        broken: list[str] = []
+        for which, block in blocks(vectors, range(len(keys))):
+            finite = torch.isfinite(block).flatten(1).all(1)
+            broken += [keys[place] for place, fine in zip(which, finite.tolist(), strict=True) if not fine]
+        if broken:
+            raise ValueError(f"{name}: {len(broken)} of {len(keys)} pictures hold NaN or infinities, such as {broken[0]!r}")
+
+
 def split(
     keys: Sequence[str], groups: Int[np.ndarray, " picture"] | None = None, validation: float = 0.2, seed: int = 0
 ) -> Bool[np.ndarray, " picture"]:
@@ -107,16 +118,11 @@ class Statistics:
 
 
 def statistics(pre: Any, post: Any, train: Sequence[int]) -> Statistics:
-    """Of these pictures: sums in float64, means first and then deviations from them, so that large means cost no digits.
-
-    Raises ValueError naming the side and the picture that hold NaN or infinities.
-    """
+    """Of these pictures: sums in float64, means first and then deviations from them, so that large means cost no digits."""
     found = {}
     for name, vectors in (("pre", pre), ("post", post)):
         count, total = 0, 0.0
-        for which, block in blocks(vectors, train):
-            if broken := [place for place, one in zip(which, block, strict=True) if not bool(torch.isfinite(one).all())]:
-                raise ValueError(f"{name}: picture {broken[0]} holds NaN or infinities ({len(broken)} of this block do)")
+        for _, block in blocks(vectors, train):
             flat = block.flatten(0, 1).double()
             count, total = count + len(flat), total + flat.sum(0)
         mean, squares = total / count, 0.0
