@@ -208,6 +208,31 @@ def lab(
         typer.echo(str(made))
 
 
+published = typer.Typer(no_args_is_help=True, help="Published results, read and recomputed.")
+app.add_typer(published, name="published")
+
+
+@published.command("vlm-connectors")
+def vlm_connectors(
+    source: Annotated[str, typer.Argument(help="A checkout of the connector study's repository, or a run in its layout.")],
+    out: Annotated[str, typer.Option(help="Folder for tables, figures and claims.")] = "vlm-connectors-audit",
+    seed: Annotated[int, typer.Option(**SEED, help="Of the intervals' draws.")] = 0,
+) -> None:
+    """Write the connector study's tables and figures from its own files, and what they left out; list what is missing."""
+    from .audit import audit
+
+    made = audit(source, out, seed=seed)
+    for row in made.missing.to_dict("records"):
+        where = row["file"] or "/".join(part for part in (row["kind"], row["model"], row["folder"]) if part)
+        typer.echo(f"{row['status']} {where}: {row['detail']}")
+    verdicts = [one.verdict for one in made.claims]
+    counts = ", ".join(f"{verdicts.count(word)} {word}" for word in ("holds", "fails", "inconclusive"))
+    typer.echo(
+        f"{', '.join(made.models)}: {len(made.tables)} tables, {len(made.drawn)} figures, {len(verdicts)} claims ({counts})"
+    )
+    typer.echo(f"Written to {out}; what is missing: {Path(out) / 'missing.csv'}")
+
+
 @app.command()
 def chat(
     image_file: Annotated[str, typer.Option(help="The picture: a file, or an http(s) address.")],
