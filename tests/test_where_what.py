@@ -81,6 +81,18 @@ def test_a_readout_finds_what_is_written_and_nothing_else(scenes):
     assert explained["post"] > 0.95 and explained["pre"] < 0.1
 
 
+def test_rows_made_compact_are_the_same_to_a_ridge_regression():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((12, 40)) * np.linspace(1, 50, 40), rng.standard_normal((12, 2))
+    x[:, 7] = 3.0
+    scaled = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1) / np.sqrt(40)
+    small = where_what._compact(x)
+    assert small.shape == (12, 12)
+    for alpha in (1e-3, 1.0):
+        read = [one @ np.linalg.solve(one.T @ one + alpha * np.eye(one.shape[1]), one.T @ y) for one in (scaled, small)]
+        assert np.allclose(*read)
+
+
 def test_changes_are_after_minus_before(singles, scenes):
     near = where_what.neighbours({"pre": planted(singles, "what"), "post": planted(singles, "where")}, singles)
     decoded = where_what.decoding({"pre": written(scenes, True, False), "post": written(scenes, True, True)}, scenes)
