@@ -146,7 +146,7 @@ def _check(keys: Sequence[str], arrays: Mapping[str, Any], ndim: int) -> None:
     for name, array in arrays.items():
         if len(array.shape) != ndim or array.shape[0] != len(keys) or not keys:
             raise ValueError(
-                f"{name} has shape {tuple(array.shape)}, of {len(keys)} keys; {ndim} axes, the first by key, are wanted"
+                f"{name} has shape {tuple(array.shape)} for {len(keys)} keys; {ndim} axes, the first by key, are wanted"
             )
 
 

@@ -144,14 +144,17 @@ def open_vectors(
     """The vectors of one kind in a folder of the study's files, or in the folders of pictures below it.
 
     model: the study's short name, where no manifest says. class_token: "by square" leaves out a first token where a picture has
-    one more than a square number of them, "none" leaves out none. on_error: a file that is damaged raises, or is left out and
-    reported.
+    one more than a square number of them (behind the connector only if so before it), "none" leaves out none. on_error: a file
+    that is damaged raises, or is left out and reported.
 
     Raises FileNotFoundError; FileError naming the file for one that is damaged, files of several models, sites or sizes, and keys
     that stand twice (files of an earlier run that was stopped are not removed by the study's code).
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is unknown; {', '.join(map(repr, KINDS))}")
+    for name, value, legal in (
+        ("kind", kind, KINDS), ("class_token", class_token, ("by square", "none")), ("on_error", on_error, ("raise", "list")),
+    ):  # fmt: skip
+        if value not in legal:
+            raise ValueError(f"{name}={value!r} is unknown; {', '.join(map(repr, legal))}")
     folder, parts, reports = Path(folder), [], []
     captions: dict[str, str] = {}
     named = {} if model is None else {"what was asked for": short(model)}
@@ -276,14 +279,20 @@ def _put_together(
     if not model:
         reports.append(f"{folder}: which model it is of is not said, so tokens come in the order of the files")
     try:
-        first = class_tokens(tokens) if class_token == "by square" else 0
-        merged = MERGE.get(model, 1) ** 2 if kind == "pre" else 1
-        order = stored_order(model, tokens - first, merged)
+        first = _class_tokens(parts[0], kind, tokens) if class_token == "by square" else 0
+        order = stored_order(model, tokens - first, MERGE.get(model, 1) ** 2 if kind == "pre" else 1)
     except ValueError as error:
         raise FileError(f"{parts[0].path}: {error}; class_token='none' keeps all") from error
     if first:
-        reports.append(
-            f"{folder}: {tokens} tokens a picture, one more than a square: the first is taken for a class token, left out"
-        )
+        reports.append(f"{folder}: {tokens} tokens a picture, one more than a square: the first, a class token, is left out")
     ours = None if order is None else np.argsort(order)
     return PtVectors(kind, model, keys, captions, (len(keys), tokens - first, width), reports, parts, first, ours)
+
+
+def _class_tokens(part: _Part, kind: str, tokens: int) -> int:
+    """By the perfect square; behind a connector only where as many tokens came to it, for latents may be any number."""
+    if kind == "post":
+        before = _files(part.path.parent, "pre")
+        if not before or load(before[0])["vecs"].shape[1] != tokens:
+            return 0
+    return class_tokens(tokens)
