@@ -25,9 +25,9 @@ TILE = (512, 4096)  # cosines held at once
 def exact(items: Sequence[Example] | Sequence[str] | Shaped[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
     """A label for each item, 0, 1, ... in order of appearance, the same for items whose content is the same.
 
-    items: Examples, whose decoded pixels and size are compared (by SHA-256, so that no picture is kept); their digests, where they
-    are known (`ConnectorStates.digests`); or an array (numpy or torch) whose rows are compared bit by bit, 0 and -0 alike. Raises ValueError for NaN, which equals nothing, and
-    ImageError naming a picture that can't be read.
+    items: Examples, whose decoded pixels and size are compared (by SHA-256, so that no picture is kept); their digests, where
+    they are known (`ConnectorStates.digests`); or an array (numpy or torch) whose rows are compared bit by bit, 0 and -0 alike.
+    Raises ValueError for NaN, which equals nothing, and ImageError naming a picture that can't be read.
     """
     if isinstance(items, (np.ndarray, torch.Tensor)):
         return _labels([_digest(row) for row in _rows(items)])
