@@ -105,7 +105,7 @@ def _captions(table: pd.DataFrame, add) -> None:
 
 def _perturbations(table: pd.DataFrame, add) -> None:
     large = table[~table["pilot"].astype(bool)]
-    for mode in dict.fromkeys(large["mode"]):
+    for mode in (mode for mode in dict.fromkeys(large["mode"]) if mode != "none"):
         caption = f"What {mode} costs: CLIPScore lost, BERTScore to the caption before; hollow: over 1% are empty and left out."
         add(f"perturbation-{mode}", "perturbation", "perturbation", caption, mode=mode)
     low = large[large["mode"] == "lowrank"]

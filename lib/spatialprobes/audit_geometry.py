@@ -63,12 +63,16 @@ def knn_summary(folders: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled(folders: pd.DataFrame, name: str) -> tuple[float, float]:
-    """Mean and deviation of a quantity over all pictures of these folders, from each folder's own; NaN where one lacks it."""
+    """Mean and deviation of a quantity over all pictures of these folders, from each folder's own; NaN where one lacks it.
+
+    Folders give the deviation of their pictures (over n); that of all is the sample's (over n - 1), as the study's table has it.
+    """
     if f"{name}_mean" not in folders or f"{name}_std" not in folders:
         return np.nan, np.nan
     n, mean, deviation = (folders[column].to_numpy(float) for column in ("n", f"{name}_mean", f"{name}_std"))
     centre = (n * mean).sum() / n.sum()
-    return float(centre), float(np.sqrt(max((n * (deviation**2 + mean**2)).sum() / n.sum() - centre**2, 0.0)))
+    variance = (n * (deviation**2 + (mean - centre) ** 2)).sum() / max(n.sum() - 1, 1)
+    return float(centre), float(np.sqrt(variance))
 
 
 def mark_copies(reconstruction: pd.DataFrame) -> pd.DataFrame:

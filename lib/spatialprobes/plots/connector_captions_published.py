@@ -42,6 +42,7 @@ def scatter(frame: pd.DataFrame, *, x: str, y: str, width: str = "two") -> Figur
         own = rows[rows["label"] == label]
         r = _points(ax, own[x].to_numpy(float), own[y].to_numpy(float), CYCLE[place % len(CYCLE)])
         ax.set_title(f"{label}  (n = {len(own):,}, r = {r:.3f})", parse_math=False)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel(NAMES.get(x, x), parse_math=False)
     for ax in axes[::across]:
         ax.set_ylabel(NAMES.get(y, y), parse_math=False)
@@ -66,6 +67,7 @@ def scatter_grid(frame: pd.DataFrame, *, width: str = "two") -> Figure:
                     ax, own[x].to_numpy(float), own[y].to_numpy(float), CYCLE[place % len(CYCLE)], MARKS[place % len(MARKS)]
                 )
                 words.append(f"{r:.2f}")
+        ax.locator_params(axis="x", nbins=5)
         if x == "reproj_mse_recon":
             ax.set_xscale("log")  # scales of MSE differ by orders between models; lines are straight on the plain axis
         ax.set_title(f"r: {', '.join(words)}", parse_math=False)
@@ -142,6 +144,7 @@ def trend(frame: pd.DataFrame, *, x: str, y: str, width: str = "two") -> Figure:
         ax.vlines(centre, mean - half, mean + half, color=tint, linewidth=0.9)
         ax.axhline(0, color="black", linewidth=0.6)
         ax.set_title(f"{label}  (n = {len(own):,})", parse_math=False)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel(NAMES.get(x, x), parse_math=False)
     for ax in axes[::across]:
         ax.set_ylabel(f"mean of {NAMES.get(y, y)}", parse_math=False)
@@ -172,6 +175,7 @@ def correlations(frame: pd.DataFrame, *, y: str = "clipscore_drop", width: str =
         ax.set_yticks(-np.arange(len(labels)), labels, parse_math=False)
         ax.set_title(NAMES.get(x, x), parse_math=False)
     for ax in axes[-2:]:
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel(f"r with {NAMES.get(y, y)}", parse_math=False)
     handles, words = axes[0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside lower center", ncols=2)

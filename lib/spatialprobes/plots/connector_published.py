@@ -31,7 +31,7 @@ NAMES = {
     "mse_pre": "MSE before (standardised)",
     "post_effective_rank": "effective rank of E_post",
     "effective_rank": "effective rank",
-    "effective_rank_normalized": "effective rank / most",
+    "effective_rank_normalized": "effective rank / largest",
     "top1_energy_ratio": "energy in the first",
     "top10_energy_ratio": "energy in the first 10",
     "mean_pairwise_cosine": "mean token cosine",
@@ -71,6 +71,7 @@ def knor(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_xticks(sorted(frame["k"].unique()))
     for ax in axes[-2:]:
         ax.set_xlabel("neighbours k")
+        ax.tick_params(labelbottom=True)
     extra = [("copies alone", ":", GREY)] if frame["floor"].notna().any() else []
     if len(groups) > 1 or "pre_post" not in set(frame["of"]):
         extra += [("reference with before", "-", "black"), ("reference with after", "--", "black")]
@@ -201,7 +202,7 @@ def perturbation(frame: pd.DataFrame, *, mode: str, axis: str = "level", width: 
         raise ValueError(f"{plot}: no rows of mode {mode!r} with {axis}; there: {', '.join(map(str, frame['mode'].unique()))}")
     figure = new_figure(width, 2.7)
     labels = _labels(frame[frame["mode"] == mode])
-    shown = (("drop", "CLIPScore lost (points)"), ("bert", "BERTScore F1 to the caption before"))
+    shown = (("drop", "CLIPScore lost (points)"), ("bert", "BERTScore F1 to before"))
     for ax, (name, words) in zip(panels(figure, 2, 2), shown, strict=True):
         for label in labels:
             own = rows[rows["label"] == label].sort_values(axis)

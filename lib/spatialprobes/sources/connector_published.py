@@ -246,8 +246,8 @@ def read_captions(path: str | Path, model: str) -> tuple[pd.DataFrame, list[str]
     return unique(scores, path), notes
 
 
-PERTURBED_NUMBERS = ("clipscore_original", "clipscore_perturbed", "clipscore_drop", "bertscore_original", "bertscore_perturbed",
-                     "bertscore_orig_vs_pert")  # fmt: skip
+PERTURBED_NUMBERS = ("clipscore_original", "clipscore_perturbed", "clipscore_drop", "bertscore_orig_vs_pert")
+PERTURBED_MAYBE = ("bertscore_original", "bertscore_perturbed")  # against a caption by hand, where there is one
 
 
 def read_perturbation(path: str | Path) -> pd.DataFrame:
@@ -255,7 +255,7 @@ def read_perturbation(path: str | Path) -> pd.DataFrame:
     clipscore_perturbed, clipscore_drop, bertscore_orig_vs_pert, bertscore_drop.
 
     Here both drops are losses, original - perturbed, though the file's clipscore_drop is perturbed - original. Where the caption
-    after it is empty, its scores may be missing (NaN). Raises Malformed naming the row.
+    after it is empty there is no score (NaN), whatever the file says. Raises Malformed naming the row.
     """
     frame = read_rows(path, ("key", "caption_original", "caption_perturbed", "mode", "level"))
     named = PERTURBED.fullmatch(Path(path).name)
@@ -264,9 +264,14 @@ def read_perturbation(path: str | Path) -> pd.DataFrame:
         frame["level"] = [f"{number(level):g}" for level in frame["level"]]
         constant(frame, "level", f"{float(named['level']):g}", path)
     empty = frame["caption_perturbed"].str.strip() == ""
-    scores = numbers(frame, PERTURBED_NUMBERS, path, may_lack=empty)
+    before = frame["caption_original"].str.strip() == ""
+    there = [name for name in PERTURBED_MAYBE if name in frame and (frame[name].str.strip() != "").any()]
+    scores = numbers(frame, (*PERTURBED_NUMBERS, *there), path, may_lack=empty | before)
+    scores = scores.reindex(columns=[*PERTURBED_NUMBERS, *PERTURBED_MAYBE])
+    scores.loc[empty, [name for name in scores if not name.endswith("_original")]] = math.nan
+    scores.loc[before, [name for name in scores if not name.endswith("_perturbed")]] = math.nan
     loss = scores["clipscore_original"] - scores["clipscore_perturbed"]
-    if (off := ~(alike(-scores["clipscore_drop"], loss) | empty)).any():
+    if (off := ~(alike(-scores["clipscore_drop"], loss) | empty | before)).any():
         raise Malformed(f"{path}: row {int(off.argmax()) + 1}: clipscore_drop is not clipscore_perturbed - clipscore_original")
     made = scores[["clipscore_original", "clipscore_perturbed", "bertscore_orig_vs_pert"]].assign(
         key=whole_keys(frame),
