@@ -155,7 +155,7 @@ def test_the_image_itself_comes_first_where_it_is_included():
 
 def test_too_few_rows_are_refused_or_the_lists_shortened():
     x = gaussian(4)
-    with pytest.raises(ValueError, match="4 nearest others .* of 4 rows, which have 3"):
+    with pytest.raises(ValueError, match=r"4 nearest others .* of 4 rows, which have 3"):
         neighbours.nearest(x, 4)
     with pytest.raises(ValueError, match="few='shorten'"):
         neighbours.nearest_as_published(x, 4)
@@ -390,7 +390,7 @@ def test_copies_in_another_folder_are_no_copies_in_a_folders_gallery():
 def test_shortened_galleries_say_what_there_is():
     a, b = two_spaces(12)
     keys = [f"{'small' if i < 3 else 'large'}/{i}" for i in range(12)]
-    with pytest.raises(ValueError, match="5 nearest others .* of 3 rows"):
+    with pytest.raises(ValueError, match=r"5 nearest others .* of 3 rows"):
         neighbours.measure(a, b, keys, ks=(5,), gallery="folder")
     frame = neighbours.measure(a, b, keys, ks=(5,), gallery="folder", few="shorten")
     small = frame[frame["folder"] == "small"]

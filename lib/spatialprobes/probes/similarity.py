@@ -109,12 +109,13 @@ def linear_cka(
 
     HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)); 1 for spaces that rotation, scale and shift bring together. The biased form tends to
     1 where there are more dimensions than pictures, whatever they are; unbiased=True takes the estimator of HSIC without the
-    diagonal (Song et al. 2012; as Nguyen et al. 2021), about 0 for unrelated spaces, at least 4 pictures.
+    diagonal (Song et al. 2012; as Nguyen et al. 2021), about 0 for unrelated spaces; NaN where one of a few pictures with itself
+    is not above 0.
     Interval: jackknife that leaves out each of up to 50 parts of the clusters in turn, with Student's t; a bootstrap would count
     copies of a picture as likeness. n: pictures. Raises ValueError for rows that do not match, are not finite, or are all the
-    same.
+    same, and for fewer than 5 clusters.
     """
-    one, other, codes = _sampled(a, b, clusters, sample, seed, least=4)
+    one, other, codes = _sampled(a, b, clusters, sample, seed, least=5)
     kernels = [_kernel(x, name) for name, x in (("a", one), ("b", other))]
     count = int(codes.max()) + 1
     parts = min(GROUPS, count)
@@ -190,7 +191,10 @@ def _kernel(x: Float[torch.Tensor, "n width"], name: str) -> Float[np.ndarray, "
 
 def _alignment(k, m, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:
     """CKA of each subset of the pictures, given as rows of 0 and 1."""
-    return _hsic(k, m, weights, unbiased) / np.sqrt(_hsic(k, k, weights, unbiased) * _hsic(m, m, weights, unbiased))
+    own = _hsic(k, k, weights, unbiased), _hsic(m, m, weights, unbiased)
+    there = (own[0] > 0) & (own[1] > 0)
+    norm = np.sqrt(np.where(there, own[0] * own[1], 1.0))
+    return np.where(there, _hsic(k, m, weights, unbiased) / norm, np.nan)
 
 
 def _hsic(k, m, weights: Float[np.ndarray, "set n"], unbiased: bool) -> Float[np.ndarray, " set"]:

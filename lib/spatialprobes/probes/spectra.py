@@ -183,7 +183,7 @@ def _gram(x: Float[torch.Tensor, "n token width"]) -> Float[torch.Tensor, "n sma
 
     fp32 would not do: what is rounded off the largest eigenvalue is of the size of the square of 2e-4 times its root.
     """
-    x = x.double()
+    x = x.double() - x[:, :1].double()  # tokens that are all the same become 0, which less their mean they might not
     x -= x.mean(1, keepdim=True)
     x = x if x.shape[1] <= x.shape[2] else x.mT
     small = x.shape[1]
