@@ -222,7 +222,11 @@ def test_a_table_gets_scores_against_picture_base_and_reference(clip, bert, scen
     found = score(frame, bare, clip=clip, bert=bert).set_index(["arm", "key"])
     live, masked = found.loc["live"], found.loc["masked"]
     assert live["bertscore_f1"].isna().all()  # nothing to compare with but itself
-    assert masked["bertscore_f1"].tolist() == [pytest.approx(by_hand(bert, truth[1], truth[0])[2], abs=1e-5), 0.0, pytest.approx(1)]
+    assert masked["bertscore_f1"].tolist() == [
+        pytest.approx(by_hand(bert, truth[1], truth[0])[2], abs=1e-5),
+        0.0,
+        pytest.approx(1),
+    ]
     np.testing.assert_allclose(live["bertscore_gt_f1"].iloc[:2], 1, atol=1e-6)
     assert masked["bertscore_gt_recall"].iloc[1] == 0 and found["bertscore_gt_f1"].isna().tolist() == [False, False, True] * 2
     assert masked["clipscore_100"].iloc[1] == 0 and (live["clipscore_100"] > 80).all()

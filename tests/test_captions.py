@@ -11,7 +11,7 @@ from spatialprobes.examples import Example
 from spatialprobes.fingerprints import FingerprintError
 from spatialprobes.probes import captions
 from spatialprobes.probes.caption_store import CaptionStore, digest
-from spatialprobes.probes.captions import arms, cleaned, folder_of, requested, reprojection
+from spatialprobes.probes.captions import arms, cleaned, folder_of, reprojection, requested
 from spatialprobes.prompts import PromptError
 from spatialprobes.tables import save_table
 from spatialprobes.vlm import VLM
@@ -70,7 +70,9 @@ def test_reprojection_is_in_raw_units_over_tokens(found, post):
     one, other = (x.numpy().astype(float) for x in list(post.values())[:2])
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     row = arm(found, "reconstructed").iloc[0]
-    assert row["reproj_mse"] == pytest.approx(((one - other) ** 2).mean()) and row["reproj_cosine"] == pytest.approx(cosines.mean())
+    assert row["reproj_mse"] == pytest.approx(((one - other) ** 2).mean()) and row["reproj_cosine"] == pytest.approx(
+        cosines.mean()
+    )
     assert arm(found, "stored")["reproj_mse"].isna().all()
     assert reprojection(one, one) == (0.0, pytest.approx(1.0))
     with pytest.raises(ValueError, match=r"\(35, 128\).*do not compare"):
