@@ -177,7 +177,7 @@ def test_a_layer_and_the_name_say_what_was_compared(encoder):
     pair = ["a red circle left of a cross ."], ["a cross right of a red circle ."]
     np.testing.assert_allclose(first.scores(*pair)[0][0], by_hand(first, pair[0][0], pair[1][0]), atol=1e-6)
     assert abs(first.scores(*pair)[0] - last.scores(*pair)[0]).max() > 1e-4
-    with pytest.raises(ModelError, match="layer=3 of .* is not there; 0 to 2"):
+    with pytest.raises(ModelError, match=r"layer=3 of .* is not there; 0 to 2"):
         scores.bert(encoder, layer=3)
 
 

@@ -176,7 +176,7 @@ def test_what_is_no_perturbation_is_refused(kind, level, message):
 def test_plans_are_neither_empty_nor_twice(lab, scenes):
     with pytest.raises(ValueError, match="the plan is empty"):
         plan()
-    with pytest.raises(ValueError, match="low_rank 0.5 stands twice"):
+    with pytest.raises(ValueError, match=r"low_rank 0\.5 stands twice"):
         measure(lab, scenes, plan(low_rank=(0.5, 0.5)))
     with pytest.raises(ValueError, match="seed=-1"):
         measure(lab, scenes, STUDY, seed=-1)
