@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
+from reconstruction_tables import RECONSTRUCTION_FRAMES
 from swap_tables import SWAP_FRAMES
 
 from spatialprobes import plots
@@ -198,6 +199,7 @@ FRAMES = (
     }
     | SWAP_FRAMES
     | HEAD_FRAMES
+    | RECONSTRUCTION_FRAMES
 )
 
 
