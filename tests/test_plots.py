@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from audit_tables import AUDIT_FRAMES
+from geometry_tables import GEOMETRY_FRAMES
 from head_tables import HEAD_FRAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,7 +201,9 @@ FRAMES = (
     }
     | SWAP_FRAMES
     | HEAD_FRAMES
+    | GEOMETRY_FRAMES
     | RECONSTRUCTION_FRAMES
+    | AUDIT_FRAMES
 )
 
 

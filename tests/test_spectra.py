@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spatialprobes.probes import spectra
 
+RANKS = [name for name in spectra.MEASURES if "rank" in name or "energy" in name]  # of shares of energy
 FEW = settings(max_examples=30, deadline=None)
 
 
@@ -205,6 +206,28 @@ def test_the_mean_spectrum_is_of_each_pictures_own_energy():
     assert (frame["low"] <= frame["energy"]).all() and (frame["energy"] <= frame["high"]).all()
 
 
+def test_the_summary_is_of_means_and_counts_pictures_without_energy():
+    x = tokens(n=8)
+    x[3] = 1.0
+    frame = pd.concat([spectra.measure(x * 2**i, [*"abcdefgh"]).assign(site=site) for i, site in enumerate(("pre", "post"))])
+    table = spectra.summary(frame, ["site"], n=200).set_index(["site", "measure"])
+    assert set(table.index.get_level_values(1)) == set(spectra.MEASURES) and len(table) == 24
+    for site, own in frame.groupby("site"):
+        for measure in spectra.MEASURES:
+            row, values = table.loc[site, measure], own[measure].dropna()
+            assert row["estimate"] == pytest.approx(values.mean()) and row["low"] <= row["estimate"] <= row["high"]
+            assert row["std"] == pytest.approx(values.std(ddof=0)) and row["median"] == pytest.approx(values.median())
+            assert (row["n"], row["undefined"]) == ((8, 0) if measure not in RANKS else (7, 1))
+    whole = spectra.summary(frame, clusters=np.repeat(np.arange(8), 2), measures=["largest"], n=200)
+    assert len(whole) == 1 and whole["n"][0] == 16 and whole["clusters"][0] == 8
+    alone = spectra.summary(frame.iloc[3:5], measures=["effective_rank"]).iloc[0]
+    assert np.isnan(alone["estimate"]) and alone["n"] == 1 == alone["undefined"]
+    with pytest.raises(ValueError, match="no column 'rank'"):
+        spectra.summary(frame, measures=["rank"])
+    with pytest.raises(ValueError, match="clusters has 2 rows, not 16"):
+        spectra.summary(frame, clusters=np.arange(2))
+
+
 # --- published numbers ---
 
 
@@ -222,8 +245,7 @@ def test_published_scalars_are_of_the_same_definitions(real_data):
             energy = np.array(found["mean_energy_spectrum_topn"])
             for k in (1, 5, 10):
                 assert energy[:k].sum() == pytest.approx(found[f"top{k}_energy_ratio_mean"], rel=1e-4)
-            ours = spectra.scalars(np.sqrt(energy)[None]).iloc[0]
-            assert rank < ours["effective_rank"] + 2 * energy[-1] * min(shapes[path.parts[-3], side])  # entropy is concave
+            assert 1 / found["top1_energy_ratio_mean"] < rank < 1 + min(shapes[path.parts[-3], side])  # no entropy below that
             assert found["k80_energy_mean"] <= found["k90_energy_mean"]
             seen += 1
     assert seen == 56

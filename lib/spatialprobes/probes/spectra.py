@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spatialprobes import stats
+
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
     Tokens = Float[np.ndarray, "n token width"] | Iterable[Float[np.ndarray, "block token width"]]
 
@@ -30,6 +32,7 @@ COLUMNS = [
     "top10_energy_ratio", "k80_energy", "k90_energy", "largest", "mean_pairwise_cosine", "std_pairwise_cosine",
     "median_pairwise_cosine", "tokens", "width",
 ]  # fmt: skip
+MEASURES = COLUMNS[1:13]  # what a summary is of
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +82,48 @@ def collect(x: Tokens, keys: Sequence[str], *, device: str = "cpu") -> Spectra:
     if shape is None:
         raise ValueError("no picture was given")
     return Spectra(names, np.concatenate(values), pd.concat(cosines, ignore_index=True), int(shape[0]), int(shape[1]))
+
+
+def summary(
+    frame: pd.DataFrame,
+    by: Sequence[str] = (),
+    *,
+    clusters: Shaped[np.ndarray, " n"] | None = None,
+    measures: Sequence[str] = MEASURES,
+    n: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Means over pictures with 95% intervals: [*by, measure, estimate, low, high, median, std, n, clusters, undefined].
+
+    frame: as `measure` gives it, perhaps several with columns to tell them apart, named in `by` ("model", "site"). clusters: a
+    label a row, what is resampled together (copies); None: each row its own. undefined: rows whose value is NaN (pictures without
+    energy), which the rest leaves out; where fewer than two clusters have one, the numbers are NaN. std is the population's.
+    Raises ValueError for clusters that do not fit and measures that are not there.
+    """
+    if missing := sorted({*by, *measures} - set(frame.columns)):
+        raise ValueError(f"no column {missing[0]!r}; there: {', '.join(map(str, frame.columns))}")
+    labels = np.arange(len(frame)) if clusters is None else np.asarray(clusters)
+    if len(labels) != len(frame):
+        raise ValueError(f"clusters has {len(labels)} rows, not {len(frame)}")
+    groups = frame.groupby(list(by), sort=False).indices if by else {(): np.arange(len(frame))}
+    rows = []
+    for label, places in groups.items():
+        named = dict(zip(by, label if isinstance(label, tuple) else (label,), strict=True))
+        for measure in measures:
+            values = frame[measure].to_numpy(float)[places]
+            there = np.isfinite(values)
+            rows.append({**named, "measure": measure, **_mean(values[there], labels[places][there], n, seed)})
+            rows[-1]["undefined"] = int((~there).sum())
+    return pd.DataFrame(rows)
+
+
+def _mean(values: Float[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"], n: int, seed: int) -> dict[str, float]:
+    few = len(set(clusters.tolist()))
+    if few < 2:
+        return dict.fromkeys(("estimate", "low", "high", "median", "std"), np.nan) | {"n": len(values), "clusters": few}
+    found = stats.bootstrap(values, clusters, n=n, seed=seed)
+    middle = {"median": float(np.median(values)), "std": float(values.std())}
+    return {"estimate": found.estimate, "low": found.low, "high": found.high, **middle, "n": found.n, "clusters": found.clusters}
 
 
 def singular_values(x: Float[np.ndarray, "n token width"], *, device: str = "cpu") -> Float[np.ndarray, "n component"]:
