@@ -19,6 +19,7 @@ from spatialprobes.families import reconstructors
 from spatialprobes.probes import reconstruction
 from spatialprobes.probes import reconstruction_data as data
 from spatialprobes.probes.reconstruction import Reconstructor, agreement, evaluate, through_connector, train
+from spatialprobes.probes.reconstruction_summary import summary
 from spatialprobes.train import EachSteps, Schedule, fit_best, warmup_cosine
 from spatialprobes.vlm import VLM
 
@@ -473,6 +474,27 @@ def test_a_checkpoint_of_the_study_is_read_by_its_names(kind, meta):
         reconstructors.from_study({k: v for k, v in weights.items() if k != name}, meta)
     with pytest.raises(ValueError, match="meta names no 'embed_model'"):
         reconstructors.from_study(weights, {})
+
+
+def test_a_checkpoint_of_the_study_is_measured_like_any_other(pairs, tmp_path):
+    pre, post = pairs
+    shape = reconstructors.architecture("sequence", PRE, POST, hidden=8, layers=1, heads=2, activation="relu")
+    module = reconstructors.build(shape).eval()
+    meta = {"embed_model": "idefics2", "model_type": "mlp", "num_heads": 2, "learning_rate": 3e-4}
+    scales = {f"{name}_{side}": getattr(np, name)(vectors.reshape(-1, vectors.shape[-1]), 0, dtype=np.float64)
+              for side, vectors in (("pre", pre), ("post", post)) for name in ("mean", "std")}  # fmt: skip
+    one = Reconstructor.from_study(study_names("sequence", module), meta, scales)
+    assert one.site == "pre_normed" and one.about["study"] == meta
+    again = Reconstructor.load(one.save(tmp_path / "study"))
+    for it in (one, again):
+        frame = evaluate(it, pre, post, KEYS)
+        assert set(frame["part"]) == {"new"} and frame["mse_linear"].isna().all()
+        assert frame["mse_mean"].mean() == pytest.approx(1, abs=1e-5)
+    z = torch.tensor((post - scales["mean_post"]) / scales["std_post"]).float()
+    with torch.no_grad():
+        slow = module(z).numpy() * scales["std_pre"] + scales["mean_pre"]
+    assert np.allclose(again.predict(post), slow, rtol=1e-4, atol=1e-4)
+    assert set(summary(frame)["by"]) == {"reconstructor", "mean"}
 
 
 # --- and back ---

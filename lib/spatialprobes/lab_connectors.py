@@ -37,15 +37,17 @@ RECONSTRUCTORS, CONNECTORS = "reconstructors", "connectors"  # folders under the
 SCENES_SEED, CAPTIONS_SEED = 300, 400  # streams of scenes
 FRESH = 500  # scenes on which a card's numbers are measured
 READING = Schedule(epochs=12, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=12, min_delta=0.0)
+LONGER = dataclasses.replace(READING, epochs=40, lr=2e-3, patience=40)  # a small network, quickly passed through
 CAPTIONS = Schedule(epochs=4, batch_size=16, accumulation=1, lr=2e-3, warmup=100, patience=4, min_delta=0.0)
 
 
 @dataclass(frozen=True)
 class ReconstructorRecipe:
-    """How a lab model's reconstructor comes to be: kind and sizes, and one schedule over `scenes` pictures."""
+    """How a lab model's reconstructor comes to be: kind, sizes and dropout, and one schedule over `scenes` pictures."""
 
     kind: str
     sizes: dict[str, int]
+    dropout: float
     scenes: int = 2500
     schedule: Schedule = READING
     perspective: tuple[float, ...] = PERSPECTIVE
@@ -64,9 +66,11 @@ class ConnectorRecipe:
 
 
 def reconstructor_recipe(model: str) -> ReconstructorRecipe:
-    """As the study: "mlp" where each token has one of its own before the connector (LLaVA), else "sequence"."""
+    """As the study: "mlp" where each token has one of its own before the connector (LLaVA), else "sequence"; without dropout,
+    since scenes are never short."""
     kind = "mlp" if model.startswith("lab-llava") else "sequence"
-    return ReconstructorRecipe(kind, dict(reconstructors.SMALL[kind]))
+    schedule = LONGER if kind == "mlp" else READING
+    return ReconstructorRecipe(kind, reconstructors.SMALL[kind], 0.0, schedule=schedule)
 
 
 def lab_reconstructor(
@@ -83,7 +87,7 @@ def lab_reconstructor(
     pre, post = vectors(vlm, shown)
     made = reconstruction.train(
         pre, post, [one.id for one in shown], kind=recipe.kind, out=work, schedule=recipe.schedule, seed=recipe.seed, model=model,
-        in_order=recipe.kind != "sequence" or vlm.family.model_type != "idefics2", **recipe.sizes,
+        in_order=vlm.family.model_type != "idefics2", dropout=recipe.dropout, **recipe.sizes,
     )  # fmt: skip
     made.save(out, half=True)
     fresh = described_scenes(EVALUATION_SEED, FRESH, recipe.perspective)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ FILES = ("config.json", "model.safetensors", "statistics.safetensors")
 
 @dataclass
 class Reconstructor:
-    """A trained reconstructor: network, what it was standardised by, the linear baseline, and how it came to be.
+    """A trained reconstructor: network, what it was standardised by, the linear baseline (None: not fitted), how it came to be.
 
     site: where E_pre was taken ("pre" or "pre_normed"). keys: {"train", "validation"}: the pictures of each part. about: model,
     schedule, seed, groups, best step and history of validation.
@@ -52,7 +52,7 @@ class Reconstructor:
     architecture: Architecture
     module: nn.Module
     statistics: Statistics
-    linear: Linear
+    linear: Linear | None
     site: str
     keys: dict[str, list[str]]
     about: dict[str, Any]
@@ -73,10 +73,10 @@ class Reconstructor:
         """
         config = {
             "format": FORMAT, "architecture": dataclasses.asdict(self.architecture), "site": self.site, "keys": self.keys,
-            "about": self.about, "linear": {"together": self.linear.together, "ridge": self.linear.ridge},
+            "about": self.about, "linear": self.linear and {"together": self.linear.together, "ridge": self.linear.ridge},
         }  # fmt: skip
         scales = {field.name: getattr(self.statistics, field.name) for field in dataclasses.fields(Statistics)}
-        baseline = {"linear.weight": self.linear.weight, "linear.places": self.linear.places}
+        baseline = {"linear.weight": self.linear.weight, "linear.places": self.linear.places} if self.linear else {}
         if half:
             baseline = {name: value.half() for name, value in baseline.items()}
         weights = {name: value.half() if half else value for name, value in self.module.state_dict().items()}
@@ -96,8 +96,27 @@ class Reconstructor:
         module.load_state_dict({name: value.float() for name, value in load_file(folder / FILES[1]).items()})
         stored = load_file(folder / FILES[2])
         scales = Statistics(**{field.name: stored[field.name] for field in dataclasses.fields(Statistics)})
-        linear = Linear(stored["linear.weight"].float(), stored["linear.places"].float(), **config["linear"])
+        linear = None
+        if config["linear"] is not None:
+            linear = Linear(stored["linear.weight"].float(), stored["linear.places"].float(), **config["linear"])
         return cls(shape, module.eval(), scales, linear, config["site"], config["keys"], config["about"])
+
+    @classmethod
+    def from_study(
+        cls, state: Mapping[str, Tensor], meta: Mapping[str, Any], statistics: Mapping[str, np.ndarray]
+    ) -> Reconstructor:
+        """The study's own, of its best_model.pt and dataset_stats as `sources.connector_files` reads them; without a baseline.
+
+        The "best" model of the study is its last. Its E_pre is Idefics2's after the norm, the others' before theirs. Which
+        pictures it was trained on is not in the file (four in five of folder 00000), so `evaluate` calls all "new".
+        Raises ValueError as `families.reconstructors.from_study`.
+        """
+        module = reconstructors.from_study(state, meta)
+        names = {"pre_mean": "mean_pre", "pre_std": "std_pre", "post_mean": "mean_post", "post_std": "std_post"}
+        scales = {ours: torch.as_tensor(np.asarray(statistics[theirs])).double() for ours, theirs in names.items()}
+        site = "pre_normed" if meta["embed_model"] == "idefics2" else "pre"
+        plain = {name: value for name, value in meta.items() if isinstance(value, str | int | float | None)}
+        return cls(module.shape, module, Statistics(**scales), None, site, {}, {"study": plain})
 
     def _check(self, post: Any) -> None:
         made = (self.architecture.post_tokens, self.architecture.post_width)
@@ -186,8 +205,8 @@ def evaluate(
     tokens and the dimensions that move); r2 = 1 - mse, the mean over dimensions of the variance explained, in units of that of
     the training part; cosine, the mean over tokens in raw space (the study's; a direction that all tokens share makes it high
     whatever is read back: compare cosine_mean); and the same of the baselines: mse_mean, cosine_mean (every token is the training
-    mean; its mse is 1 over the training part), mse_linear, r2_linear, cosine_linear. error_raw, deviation_raw: mean squared
-    error, and mean squared deviation from the training mean, in raw units.
+    mean; its mse is 1 over the training part), mse_linear, r2_linear, cosine_linear (NaN where none was fitted). error_raw,
+    deviation_raw: mean squared error, and mean squared deviation from the training mean, in raw units.
     Raises ValueError for data of other sizes, or that don't fit together.
     """
     pre_shape, _ = data.check(pre, post, keys)
@@ -201,7 +220,8 @@ def evaluate(
     for which, after in data.blocks(post, range(len(keys)), batch_size):
         before = data.rows(pre, which)
         target, read = scales.standardised(before, "pre"), scales.standardised(after, "post")
-        made = {"": reconstructor.module(read), "_mean": torch.zeros_like(target), "_linear": reconstructor.linear(read)}
+        made = {"": reconstructor.module(read), "_mean": torch.zeros_like(target)}
+        made["_linear"] = reconstructor.linear(read) if reconstructor.linear else torch.full_like(target, torch.nan)
         columns: dict[str, Any] = {"key": [keys[place] for place in which]}
         columns["part"] = [part.get(key, "new") for key in columns["key"]]
         for name, found in made.items():

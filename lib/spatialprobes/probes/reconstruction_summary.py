@@ -40,6 +40,8 @@ def summary(frame: pd.DataFrame, clusters: Shaped[np.ndarray, " row"] | None = N
     for (model, part), of in known.groupby(["model", "part"], sort=False):
         for by, end in BY.items():
             for measure in MEASURES:
+                if of[measure + end].isna().all():  # a baseline that was not fitted
+                    continue
                 found = bootstrap(of[measure + end].to_numpy(), of["_cluster"].to_numpy(), seed=seed)
                 labels = {"model": model, "part": part, "by": by, "measure": measure, "value": found.estimate}
                 rows.append({**labels, "low": found.low, "high": found.high, "n": found.n, "clusters": found.clusters})
