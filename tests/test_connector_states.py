@@ -1,12 +1,12 @@
 """Connector states: what is read is what the model computes, in raster order; kept, resumed, shared out without a changed bit."""
 
 import hashlib
-import importlib
 import os
 import signal
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from spatialprobes.examples import Example
 from spatialprobes.fingerprints import FingerprintError
 from spatialprobes.images import ImageError
 from spatialprobes.intervene import intervene
-from spatialprobes.probes import connector_states
-from spatialprobes.probes.connector_reading import read
+from spatialprobes.probes import connector_batches, connector_states
+from spatialprobes.probes.connector_reading import read, run
 from spatialprobes.probes.connector_states import SITES, ConnectorStates, extract, folder_of, shared_out
 from spatialprobes.store import Store, StoreError
 from spatialprobes.vlm import VLM
@@ -193,18 +193,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(vlm, tmp_path, monkeyp
     whole = extract(vlm, pictures(10), tmp_path / "whole", batch_size=3)
     runs = []
 
-    def stops(vlm, examples, sites):
-        runs.append([one.id for one in examples])
+    def stops(vlm, pictures, which, sites):
+        runs.append(which)
         if len(runs) == 3:
             raise KeyboardInterrupt
-        return read(vlm, examples, sites)
+        return run(vlm, pictures, which, sites)
 
-    monkeypatch.setattr(connector_states, "read", stops)
+    monkeypatch.setattr(connector_batches, "run", stops)
     with pytest.raises(KeyboardInterrupt):
         extract(vlm, pictures(10), tmp_path / "stopped", batch_size=3)
     assert len(connector_states.open(tmp_path / "stopped")) == 5
     resumed = extract(vlm, pictures(10), tmp_path / "stopped", batch_size=3)
-    assert [len(run) for run in runs] == [3, 2, 3, 3, 2]  # what was there is not run again, what was stopped is
+    assert [len(each) for each in runs] == [3, 2, 3, 3, 2]  # what was there is not run again, what was stopped is
     assert content(resumed) == content(whole) == content(connector_states.open(tmp_path / "stopped"))
     assert files(resumed) == files(whole)
     extract(vlm, pictures(10), tmp_path / "stopped", batch_size=3)
@@ -444,22 +444,29 @@ def test_bad_ids_are_named(vlm, tmp_path):
         extract(vlm, [], tmp_path)
 
 
-def test_memory_is_that_of_a_batch(vlm, tmp_path, monkeypatch):
-    """Five times the pictures at the same batch take no more at once, on the way in and by blocks on the way out."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    common = importlib.import_module("common")
-    sys.modules.pop("common")
+def test_no_more_than_three_batches_are_held(vlm, tmp_path, monkeypatch):
+    """One that is opened, one that is run, one that is written; and of what is read by blocks, one block."""
+    made, most = [], Counter()
 
-    def peaks(n, folder):
-        tensors = common.peak_memory(lambda: extract(vlm, pictures(n), folder, batch_size=4), torch.device("cpu"))
-        states = connector_states.open(folder)
-        tracemalloc.start()
-        for _ in states.vectors("post").blocks(4):
-            pass
-        arrays = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return tensors, arrays
+    def watched(name):
+        function = getattr(connector_batches, name)
 
-    few, many = peaks(8, tmp_path / "few"), peaks(40, tmp_path / "many")
-    picture_bytes = 36 * 64 * 4
-    assert many[0] < 1.1 * few[0] and many[1] < few[1] + 8 * picture_bytes
+        def act(*args):
+            made.append((name, weakref.ref(result := function(*args))))
+            most[name] = max(most[name], sum(kind == name and ref() is not None for kind, ref in made))
+            return result
+
+        return act
+
+    for name in ("opened", "computed"):
+        monkeypatch.setattr(connector_batches, name, watched(name))
+    states = extract(vlm, pictures(24), tmp_path, batch_size=2)
+    assert len(made) == 24 and max(most.values()) <= 3
+    assert not any(ref() for _, ref in made)
+    tracemalloc.start()
+    for _ in states.vectors("post").blocks(2):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = 24 * 36 * 64 * 4
+    assert peak < whole / 2

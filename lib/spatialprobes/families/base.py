@@ -127,6 +127,10 @@ class Family:
         call = self.connector_call(model, tokens, site)
         return list(module(*(one.to(dtype) if one.is_floating_point() else one for one in call)))
 
+    def unread_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Blocks of the tower behind the last that the connector reads: what they give goes nowhere."""
+        return []
+
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun | None:
         """Of a call of the tower: where the tokens of its attention calls are in the pictures; None where it is not known."""
         return None

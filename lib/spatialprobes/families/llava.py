@@ -65,6 +65,12 @@ class Llava(Family):
             raise ValueError(f"pictures of {', '.join(map(str, sorted(counts)))} patches: LLaVA's have one size")
         return (torch.stack(patches),)
 
+    def unread_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Those behind the deepest of the hidden states that are selected: of LLaVA-1.5 the last."""
+        blocks, chosen = self.part(model, "tower_layers"), model.config.vision_feature_layer
+        states = range(len(blocks) + 1)
+        return list(blocks[max(states[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)) :])
+
     def tower_run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> TowerRun:
         """One attention call a block; CLIP's class token stands before the patches."""
         pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spatialprobes.examples import Example
-from spatialprobes.families import TowerRun
-from spatialprobes.images import open_image
+from spatialprobes.families import Pictures, TowerRun
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -62,41 +61,39 @@ def check_sites(sites: Sequence[str]) -> tuple[str, ...]:
     return tuple(site for site in SITES if site in sites)
 
 
-@torch.no_grad()
 def read(vlm: VLM, examples: Sequence[Example], sites: Sequence[str] = SITES) -> Reading:
     """The tokens of these examples' pictures, run as one batch; questions are not needed and not looked at.
 
     Raises ValueError for a site that the model's family does not know, and while an intervention on what the connector gives is
     open; ImageError naming an example whose picture can't be read.
     """
-    sites = check_sites(sites)
+    return run(vlm, *vlm.pictures(examples), check_sites(sites))
+
+
+@torch.no_grad()
+def run(vlm: VLM, pictures: Pictures, which: Sequence[int], sites: Sequence[str]) -> Reading:
+    """As `read`, of pictures that `VLM.pictures` has prepared. sites: checked."""
     if vlm.family.edits_image_features(vlm.model):
         raise ValueError("an intervention on the picture's tokens is open; what the connector gives is read without one")
-    pictures, which = vlm.pictures(examples)
     inputs = vlm.to_device(pictures.inputs)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    with _hooked(vlm, found) as runs:
+    with _hooked(vlm, found) as runs, _left_out(vlm.family.unread_blocks(vlm.model)):
         features = vlm.family.image_features(vlm.model, inputs)
     if "post" in found:
         found["post"] = list(features)
     many = len(pictures.grids)
     if wrong := [site for site, tokens in found.items() if len(tokens) != many]:
         raise ValueError(f"{vlm.name}: {wrong[0]!r} gave the tokens of {len(found[wrong[0]])} pictures, {many} were run")
-    run = runs[0] if runs else None
-    patches: list[tuple[int, int] | None] = [None] * many if run is None else list(run.grids)
+    tower = runs[0] if runs else None
+    patches: list[tuple[int, int] | None] = [None] * many if tower is None else list(tower.grids)
     tokens = {site: [found[site][i] for i in which] for site in sites}
-    return Reading(tokens, [patches[i] for i in which], [pictures.grids[i] for i in which], 1 if run is None else run.merge)
+    merge = 1 if tower is None else tower.merge
+    return Reading(tokens, [patches[i] for i in which], [pictures.grids[i] for i in which], merge)
 
 
-def squashed(example: Example, side: int | None) -> Example:
-    """The example with its picture open and, where a side is given, squashed to side x side pixels, its ratio ignored.
-
-    Bicubic, Pillow's own default and the study's. Raises ImageError.
-    """
-    picture = open_image(example.image)
-    if side is not None:
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return replace(example, image=picture)
+def squashed(picture: Image.Image, side: int | None) -> Image.Image:
+    """The picture as side x side pixels, its ratio ignored, where a side is given; bicubic, as Pillow and the study do it."""
+    return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 @contextmanager
@@ -104,6 +101,18 @@ def at_side(vlm: VLM, side: int | None) -> Iterator[None]:
     """While open, pictures of side x side pixels enter the tower as they are, where the family would else enlarge them."""
     with nullcontext() if side is None else vlm.family.keeping_side(vlm.processor, side):
         yield
+
+
+@contextmanager
+def _left_out(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, these blocks give what they are given."""
+    for block in blocks:
+        block.forward = lambda hidden, *args, **kwargs: hidden
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 @contextmanager
