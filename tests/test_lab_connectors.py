@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from spatialprobes import lab_cards, lab_connectors, paths
+from spatialprobes import lab, lab_cards, lab_connectors, lab_recipes, paths
 from spatialprobes.capture import capture
 from spatialprobes.lab_connectors import (
     CONNECTORS,
@@ -34,6 +34,13 @@ OTHERS = sorted(path.parent for path in (paths.lab_folder() / CONNECTORS).glob("
 
 def named(folders):
     return {"argvalues": folders, "ids": [folder.name for folder in folders]}
+
+
+def linked(folder):
+    """A lab folder of these two models, to write beside."""
+    for name in ("lab-llava", "lab-qwen2.5-vl", "shared"):
+        (folder / name).symlink_to(paths.lab_folder() / name)
+    return folder
 
 
 def plain(recipe):
@@ -71,7 +78,8 @@ def test_vectors_are_what_capture_reads(models):
 def test_a_reconstructor_is_made_by_its_recipe(tmp_path, models, monkeypatch):
     monkeypatch.setattr(lab_connectors, "FRESH", 6)
     recipe = replace(reconstructor_recipe("lab-qwen2.5-vl"), scenes=20, schedule=SHORT)
-    out = lab_reconstructor("lab-qwen2.5-vl", tmp_path / "reconstructor", recipe, tmp_path / "work")
+    out = lab_reconstructor("lab-qwen2.5-vl", linked(tmp_path), recipe, tmp_path / "work")
+    assert out == tmp_path / RECONSTRUCTORS / "lab-qwen2.5-vl"
     card, made = json.loads((out / "card.json").read_text()), Reconstructor.load(out)
     assert card["recipe"] == plain(recipe) and card["ancestors"] == ["lab-qwen2.5-vl"] and card["samples"] == 20
     assert card["recipe_hash"] == lab_cards.recipe_hash(card["recipe"])
@@ -86,14 +94,29 @@ def test_a_reconstructor_is_made_by_its_recipe(tmp_path, models, monkeypatch):
 def test_a_connector_is_made_by_its_recipe(tmp_path, models, monkeypatch):
     monkeypatch.setattr(lab_connectors, "FRESH", 6)
     recipe = ConnectorRecipe(sizes={"layers": 2}, scenes=10, schedule=SHORT)
-    out = lab_connector("lab-llava", tmp_path / "connector", recipe, tmp_path / "work")
+    out = lab_connector("lab-llava", linked(tmp_path), recipe, tmp_path / "work")
+    assert out == tmp_path / CONNECTORS / "lab-llava-invertible"
     card, made = json.loads((out / "card.json").read_text()), OtherConnector.load(out)
     assert card["recipe"] == plain(recipe) and len(made.module.couplings) == 2
     assert set(card["accuracy"]) == set(card["own_connector"]) == {"caption.objects", "caption.clauses"}
     assert card["own_connector"]["caption.objects"]["accuracy"] > 0.8  # its own is a trained one
     with pytest.raises(ValueError, match="its tower was trained together"):
-        lab_connector("lab-qwen2.5-vl", tmp_path / "none", recipe, tmp_path / "work")
-    assert not (tmp_path / "none").exists()
+        lab_connector("lab-qwen2.5-vl", tmp_path, recipe, tmp_path / "work")
+    assert [path.name for path in (tmp_path / CONNECTORS).iterdir()] == ["lab-llava-invertible"]
+    assert made.about["model"] == "lab-llava"
+
+
+def test_the_zoo_trains_them_beside_their_models(tmp_path):
+    models = lab.zoo(lab_recipes.Recipe(), tmp_path, tmp_path / "work")
+    names = list(models)
+    for name, kind in (("lab-llava", "invertible"), ("lab-idefics2", "cross_attention")):
+        assert f"{CONNECTORS}/{name}-{kind}" in models
+    for name, one in models.items():
+        if name.startswith((RECONSTRUCTORS, CONNECTORS)):
+            beside = one.train.args[0]
+            assert beside in one.ancestors and set(models[beside].ancestors) <= set(one.ancestors)
+            assert all(names.index(ancestor) < names.index(name) for ancestor in one.ancestors)
+    assert {f"{RECONSTRUCTORS}/{name}" for name in ("lab-llava", "lab-qwen2.5-vl", "lab-qwen3.5", "lab-idefics2")} <= set(names)
 
 
 # --- what is committed ---

@@ -29,6 +29,7 @@ from spatialprobes.lab_cards import (
     similarity,
     turn_accuracy,
 )
+from spatialprobes.lab_connectors import CONNECTORS, OTHER_CONNECTORS, RECONSTRUCTORS, lab_connector, lab_reconstructor
 from spatialprobes.lab_recipes import (
     BARS,
     CAPTION_BARS,
@@ -290,6 +291,12 @@ def zoo(recipe: Recipe, out: Path, work: Path) -> dict[str, Model]:
     models[IDEFICS2] = Model(partial(train_idefics2, recipe, out, work), both)
     models[DINO] = Model(partial(train_dino, DINO_PASS, out, work))
     models[SHAPEWORLD] = Model(partial(train_shapeworld, ShapeworldRecipe(), out, work), ("lab-text",))
+    for name in ("lab-llava", QWEN, QWEN35, IDEFICS2):
+        beside, place = (*models[name].ancestors, name), f"{RECONSTRUCTORS}/{name}"
+        models[place] = Model(partial(lab_reconstructor, name, out, work=work / place), beside)
+        if kind := OTHER_CONNECTORS.get(name):
+            place = f"{CONNECTORS}/{name}-{kind}"
+            models[place] = Model(partial(lab_connector, name, out, work=work / place), beside)
     return models
 
 

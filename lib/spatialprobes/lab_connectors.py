@@ -19,9 +19,10 @@ import torch
 
 from spatialprobes.answers import generate
 from spatialprobes.examples import Example, batches
-from spatialprobes.families import reconstructors
+from spatialprobes.families import connectors, reconstructors
 from spatialprobes.lab_batches import PERSPECTIVE
 from spatialprobes.lab_cards import EVALUATION_SEED, Stopwatch, card, proportion, write_json
+from spatialprobes.lab_recipes import IDEFICS2
 from spatialprobes.paths import lab_folder, root
 from spatialprobes.probes import connector_training, reconstruction
 from spatialprobes.probes.connector_reading import read
@@ -34,6 +35,7 @@ from spatialprobes.worlds.lab import picture, scene
 from spatialprobes.worlds.lab_language import CAPTION_REQUEST, caption
 
 RECONSTRUCTORS, CONNECTORS = "reconstructors", "connectors"  # folders under the lab's
+OTHER_CONNECTORS = {"lab-llava": "invertible", IDEFICS2: "cross_attention"}  # by lab model
 SCENES_SEED, CAPTIONS_SEED = 300, 400  # streams of scenes
 FRESH = 500  # scenes on which a card's numbers are measured
 READING = Schedule(epochs=12, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=12, min_delta=0.0)
@@ -74,15 +76,17 @@ def reconstructor_recipe(model: str) -> ReconstructorRecipe:
 
 
 def lab_reconstructor(
-    model: str, out: Path | None = None, recipe: ReconstructorRecipe | None = None, work: Path | None = None
+    model: str, lab: Path | None = None, recipe: ReconstructorRecipe | None = None, work: Path | None = None
 ) -> Path:
-    """Train the reconstructor of a lab model and write it, with its card, to `out` (data/lab/reconstructors/<model> if None).
+    """Train the reconstructor of a lab model and write it, with its card, to <lab>/reconstructors/<model>.
 
-    A killed training goes on from `work`. The card's numbers are those of fresh scenes.
+    lab: the folder of lab models (data/lab if None). A killed training goes on from `work` (in data/training if None). The card's
+    numbers are those of fresh scenes.
     """
-    out, work = _places(out or lab_folder() / RECONSTRUCTORS / model, work)
+    lab = lab or lab_folder()
+    out, work = _places(lab / RECONSTRUCTORS / model, work)
     recipe = recipe or reconstructor_recipe(model)
-    vlm, watch = VLM.load(model), Stopwatch(work / "minutes.json")
+    vlm, watch = VLM.load(str(lab / model)), Stopwatch(work / "minutes.json")
     shown = described_scenes(SCENES_SEED, recipe.scenes, recipe.perspective)
     pre, post = vectors(vlm, shown)
     made = reconstruction.train(
@@ -101,20 +105,21 @@ def lab_reconstructor(
     return out
 
 
-def lab_connector(model: str, out: Path | None = None, recipe: ConnectorRecipe | None = None, work: Path | None = None) -> Path:
-    """Train another connector for a lab model and write it, with its card, to `out` (data/lab/connectors/<model>-<kind> if None).
+def lab_connector(model: str, lab: Path | None = None, recipe: ConnectorRecipe | None = None, work: Path | None = None) -> Path:
+    """Train another connector for a lab model and write it, with its card, to <lab>/connectors/<model>-<kind>.
 
-    A killed training goes on from `work`. The card states captions of fresh scenes with the model's own connector and with this.
+    lab, work: as of `lab_reconstructor`. The card states captions of fresh scenes with the model's own connector and with this.
     Raises ValueError with the reason for a family without such a connector.
     """
-    recipe = recipe or ConnectorRecipe()
-    vlm = VLM.load(model)
-    kind = connector_training.connectors.design(vlm.model.config, **recipe.sizes).kind
-    out, work = _places(out or lab_folder() / CONNECTORS / f"{model}-{kind}", work)
+    recipe, lab = recipe or ConnectorRecipe(), lab or lab_folder()
+    vlm = VLM.load(str(lab / model))
+    kind = connectors.design(vlm.model.config, **recipe.sizes).kind
+    out, work = _places(lab / CONNECTORS / f"{model}-{kind}", work)
     watch = Stopwatch(work / "minutes.json")
     shown = described_scenes(CAPTIONS_SEED, recipe.scenes, recipe.perspective)
     pre, _ = vectors(vlm, shown)
     made = connector_training.train(vlm, pre, shown, out=work, schedule=recipe.schedule, seed=recipe.seed, **recipe.sizes)
+    made.about["model"] = model
     made.save(out, half=True)
     stored = OtherConnector.load(out)
     fresh = described_scenes(EVALUATION_SEED, FRESH, recipe.perspective)
