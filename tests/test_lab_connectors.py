@@ -13,8 +13,8 @@ from spatialprobes.capture import capture
 from spatialprobes.lab_connectors import (
     CONNECTORS,
     RECONSTRUCTORS,
-    ConnectorRecipe,
     caption_accuracy,
+    connector_recipe,
     described_scenes,
     lab_connector,
     lab_reconstructor,
@@ -93,11 +93,11 @@ def test_a_reconstructor_is_made_by_its_recipe(tmp_path, models, monkeypatch):
 
 def test_a_connector_is_made_by_its_recipe(tmp_path, models, monkeypatch):
     monkeypatch.setattr(lab_connectors, "FRESH", 6)
-    recipe = ConnectorRecipe(sizes={"layers": 2}, scenes=10, schedule=SHORT)
+    recipe = replace(connector_recipe("lab-llava"), scenes=10, schedule=SHORT)
     out = lab_connector("lab-llava", linked(tmp_path), recipe, tmp_path / "work")
     assert out == tmp_path / CONNECTORS / "lab-llava-invertible"
     card, made = json.loads((out / "card.json").read_text()), OtherConnector.load(out)
-    assert card["recipe"] == plain(recipe) and len(made.module.couplings) == 2
+    assert card["recipe"] == plain(recipe) and made.about["weight"] == recipe.weight > 0
     assert set(card["accuracy"]) == set(card["own_connector"]) == {"caption.objects", "caption.clauses"}
     assert card["own_connector"]["caption.objects"]["accuracy"] > 0.8  # its own is a trained one
     with pytest.raises(ValueError, match="its tower was trained together"):
@@ -138,7 +138,7 @@ def test_committed_reconstructors_are_what_their_cards_say(folder, models):
 @pytest.mark.parametrize("folder", **named(OTHERS))
 def test_committed_connectors_are_what_their_cards_say(folder, models):
     card, made = json.loads((folder / "card.json").read_text()), OtherConnector.load(folder)
-    assert card["recipe"] == plain(ConnectorRecipe())
+    assert card["recipe"] == plain(connector_recipe(card["ancestors"][0]))
     vlm, shown = models(card["ancestors"][0]), described_scenes(lab_cards.EVALUATION_SEED, 60)
     own = caption_accuracy(vlm, shown)
     with swapped(vlm, made):

@@ -45,6 +45,8 @@ def test_the_lab_is_small():
     files = [path for path in paths.lab_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 60e6
     for path in paths.lab_folder().rglob("*.safetensors"):
+        if path.name == "statistics.safetensors":  # of a reconstructor: a few thousand numbers, which standardise all others
+            continue
         with safe_open(path, "pt") as weights:
             assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118 (no mapping)
 

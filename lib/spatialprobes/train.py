@@ -220,7 +220,10 @@ class Schedule:
 
 
 def warmup_cosine(steps: int, warmup: int, floor: float) -> Callable[[int], float]:
-    """Factor on the learning rate at a step of the optimiser: linear warm-up, then half a cosine down to `floor` at `steps`."""
+    """Factor on the learning rate at a step of the optimiser: linear warm-up, then half a cosine down to `floor` at `steps`.
+
+    (The connector study counts batches but moves on by steps of 4 batches: its rate stays near the top of the cosine.)
+    """
 
     def factor(step: int) -> float:
         if step < warmup:

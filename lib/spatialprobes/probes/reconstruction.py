@@ -1,9 +1,10 @@
 """How much of what enters a connector can be read back from what leaves it? (Li et al. 2025; the connector study, section 4.)
 
-A reconstructor maps E_post to E_pre. `train` fits one on the training part of a split that keeps duplicates together and keeps
-the weights of the lowest validation loss; standardisation and the linear baseline are fitted once, on the training part, and go
-with it: `evaluate`, on whatever data, changes nothing. `round_trip` sends what was read back through the native connector. What a
-reconstructor cannot read back is lost to it, not to every other: its size and its data bound it too. Knows no figures.
+A reconstructor maps E_post to E_pre. `train` fits one on the training part of a split that keeps duplicates together (the study's
+leak) and keeps the weights of the lowest validation loss (the study's are the last); standardisation and the linear baseline are
+fitted once, on the training part, and go with it: `evaluate`, on whatever data, changes nothing (the study's fits them anew and
+overwrites them). `through_connector` sends what was read back through the native connector. What a reconstructor cannot read back
+is lost to it, not to every other: its size and its data bound it too. Knows no figures.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ class Reconstructor:
         Raises ValueError for vectors of other sizes than it was made for.
         """
         self._check(post)
-        return np.concatenate([self._raw(block).numpy() for _, block in data.blocks(post, range(len(post)), batch_size)])
+        blocks = data.blocks(post, range(len(post)), batch_size)
+        return np.concatenate([self._raw(block.to(self.device)).cpu().numpy() for _, block in blocks])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs; `reconstructor.module.to(...)` moves it."""
+        return next(self.module.parameters()).device
 
     def save(self, folder: str | Path, half: bool = False) -> Path:
         """Write the folder: config.json, model.safetensors, statistics.safetensors; it appears whole or not at all.
@@ -215,10 +222,10 @@ def evaluate(
     if pre_shape != (shape.pre_tokens, shape.pre_width):
         raise ValueError(f"pre has {pre_shape} tokens and width, this reconstructor gives {(shape.pre_tokens, shape.pre_width)}")
     part = {key: name for name, of in reconstructor.keys.items() for key in of}
-    moving = scales.pre_std > 0
+    moving = (scales.pre_std > 0).to(reconstructor.device)
     frames = []
     for which, after in data.blocks(post, range(len(keys)), batch_size):
-        before = data.rows(pre, which)
+        before, after = data.rows(pre, which).to(reconstructor.device), after.to(reconstructor.device)
         target, read = scales.standardised(before, "pre"), scales.standardised(after, "post")
         made = {"": reconstructor.module(read), "_mean": torch.zeros_like(target)}
         made["_linear"] = reconstructor.linear(read) if reconstructor.linear else torch.full_like(target, torch.nan)
@@ -226,12 +233,14 @@ def evaluate(
         columns["part"] = [part.get(key, "new") for key in columns["key"]]
         for name, found in made.items():
             raw = scales.raw(found)
-            columns[f"mse{name}"] = (found - target)[..., moving].double().square().mean((1, 2)).numpy()
-            columns[f"cosine{name}"] = F.cosine_similarity(raw, before, dim=-1).double().mean(1).numpy()
+            columns[f"mse{name}"] = (found - target)[..., moving].double().square().mean((1, 2))
+            columns[f"cosine{name}"] = F.cosine_similarity(raw, before, dim=-1).double().mean(1)
             if not name:
-                columns["error_raw"] = (raw - before).double().square().mean((1, 2)).numpy()
-        columns["deviation_raw"] = (before - scales.pre_mean.to(before)).double().square().mean((1, 2)).numpy()
-        frames.append(pd.DataFrame(columns))
+                columns["error_raw"] = (raw - before).double().square().mean((1, 2))
+        columns["deviation_raw"] = (before - scales.pre_mean.to(before)).double().square().mean((1, 2))
+        frames.append(
+            pd.DataFrame({name: one.cpu().numpy() if isinstance(one, Tensor) else one for name, one in columns.items()})
+        )
     frame = pd.concat(frames, ignore_index=True)
     frame["r2"], frame["r2_linear"] = 1 - frame["mse"], 1 - frame["mse_linear"]
     return frame[
