@@ -28,7 +28,7 @@ from spatialprobes.sources.connector_published import label
 from spatialprobes.tables import provenance, save_table, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 CITED = "drink36/VLM_Connectors, result files"
 THEIRS: dict[str, Callable[[pd.DataFrame], str]] = {  # the study's files, as it wrote numbers
@@ -46,7 +46,7 @@ TEX = {
 @dataclass
 class Audit:
     """tables: by name, the study's (`THEIRS`) and ours, unrounded; claims: the study's findings first, then our differences;
-    missing: `audit_files.MISSING`, what was not there, broken or mended; drawn: the figures that can be drawn from the tables."""
+    missing: `audit_files.MISSING`, what was not there, broken or mended; drawn: the figures that were asked for."""
 
     tables: dict[str, pd.DataFrame]
     claims: list[Claim]
@@ -60,17 +60,21 @@ class Audit:
         return found | {f"{name}.tex": write(self.tables[of]) for name, (of, write) in TEX.items() if of in self.tables}
 
 
-def audit(source: str | Path, out: str | Path | None = None, *, seed: int = 0) -> Audit:
+def audit(source: str | Path, out: str | Path | None = None, *, seed: int = 0, draw: Collection[str] | None = None) -> Audit:
     """Read `source`, compute everything, and write it below `out` where one is given.
 
     source: a checkout, or the folder with knn_out, recon_pre_eval, caption_compare_out_nor and perturb_out_scored. Written: the
     study's CSV and TeX files, tables/*.parquet (all tables), figures/*.png and *.pdf, figures.json, claims.json, claims.md,
-    missing.csv. Raises FileNotFoundError or ValueError where the source holds no result at all, OSError where out is no folder.
+    missing.csv. draw: names of the figures to draw (those of `audit_figures`); None: all. Raises FileNotFoundError or ValueError
+    where the source holds no result at all, ValueError for a figure that the files don't allow, OSError where out is no folder.
     """
     found = gather(source)
     tables = {name: table for name, table in compute(found, seed).items() if len(table)}
     claims = findings(found, tables, seed) + corrections(found, tables, seed)
-    made = Audit(tables, claims, found.missing(), found.models, figures(tables))
+    drawn = figures(tables)
+    if unknown := sorted(set(draw or ()) - {one.name for one in drawn}):
+        raise ValueError(f"no figure {unknown[0]!r} from these files; there: {', '.join(one.name for one in drawn)}")
+    made = Audit(tables, claims, found.missing(), found.models, [one for one in drawn if draw is None or one.name in draw])
     if out is not None:
         write(made, out, {"source": CITED, "files": fingerprint(found.root), "seed": seed})
     return made

@@ -1,7 +1,7 @@
 """Means and correlations, plain and partial, with cluster bootstrap intervals that share their draws: they can be compared.
 
 Correlations come from covariance matrices: one of the sample, and one for each draw of whole clusters. A partial correlation is
-read off the inverse (Whittaker 1990, 5.7). Rows are numbers without gaps; what they measure is the caller's concern.
+what others leave of two columns (Whittaker 1990, 5.7). Rows are numbers without gaps; what they measure is the caller's concern.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
 
 DRAWS = 1000
-SINGULAR = 1e-10  # the determinant of a correlation matrix below which its inverse says nothing
+SINGULAR = 1e-10  # a determinant of correlations, or a share of variance that is left, below which rounding speaks
+FLAT = 1e-9  # a deviation, where columns have 1 in the sample
 
 
 class Covariances(NamedTuple):
@@ -113,29 +114,33 @@ def _matrices(sums: np.ndarray, columns: int, upper) -> Float[np.ndarray, "draw 
     return found
 
 
-def _correlations(matrices: np.ndarray, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation matrices of these columns, the identity where they can't be inverted; and where that is."""
+def _scaled(matrices: np.ndarray, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation matrices of these columns, the identity where one of them does not vary; and where that is."""
     own = matrices[:, places][:, :, places]
     deviation = np.sqrt(np.clip(np.diagonal(own, axis1=1, axis2=2), 0, None))
-    flat = (deviation < 1e-9).any(axis=1)
+    flat = (deviation < FLAT).any(axis=1)
     deviation = np.where(flat[:, None], 1, deviation)
-    own = own / deviation[:, :, None] / deviation[:, None, :]
-    singular = flat | (np.linalg.det(np.where(flat[:, None, None], np.eye(len(places)), own)) < SINGULAR)
-    if len(places) == 2:  # two columns that are one have a correlation, only no inverse
-        singular = flat
-    return np.where(flat[:, None, None], np.eye(len(places)), own), singular
+    return np.where(flat[:, None, None], np.eye(len(places)), own / deviation[:, :, None] / deviation[:, None, :]), flat
+
+
+def _left(own: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the columns from `first` on leave of the covariances of those before; and where they can't be told apart."""
+    others = own[:, first:, first:]
+    alike = np.linalg.det(others) < SINGULAR
+    inverse = np.linalg.inv(np.where(alike[:, None, None], np.eye(others.shape[1]), others))
+    return own[:, :first, :first] - own[:, :first, first:] @ inverse @ own[:, first:, :first], alike
 
 
 def _partial(matrices: np.ndarray, places: list[int]) -> Float[np.ndarray, " draw"]:
-    own, singular = _correlations(matrices, places)
-    if len(places) == 2:
-        return np.where(singular, np.nan, np.clip(own[:, 0, 1], -1, 1))
-    inverse = np.linalg.inv(np.where(singular[:, None, None], np.eye(len(places)), own))
-    found = -inverse[:, 0, 1] / np.sqrt(inverse[:, 0, 0] * inverse[:, 1, 1])
-    return np.where(singular, np.nan, np.clip(found, -1, 1))
+    own, unknown = _scaled(matrices, places)
+    if len(places) > 2:
+        own, alike = _left(own, 2)
+        unknown = unknown | alike | (own[:, 0, 0] < SINGULAR) | (own[:, 1, 1] < SINGULAR)
+    variances = np.where(unknown, 1, own[:, 0, 0] * own[:, 1, 1])
+    return np.where(unknown, np.nan, np.clip(own[:, 0, 1] / np.sqrt(variances), -1, 1))
 
 
 def _explained(matrices: np.ndarray, places: list[int]) -> Float[np.ndarray, " draw"]:
-    own, flat = _correlations(matrices, places)
-    inverse = np.linalg.inv(np.where(flat[:, None, None], np.eye(len(places)), own))
-    return np.where(flat, np.nan, np.clip(1 - 1 / inverse[:, 0, 0], 0, 1))
+    own, flat = _scaled(matrices, places)
+    left, alike = _left(own, 1)
+    return np.where(flat | alike, np.nan, np.clip(1 - left[:, 0, 0], 0, 1))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COSINE, DROP = "reproj_cosine_recon", "clipscore_drop"
 BINS = 20
 PANELS = (("reproj_cosine_recon", "clipscore_drop"), ("reproj_mse_recon", "clipscore_drop"),
           ("reproj_cosine_recon", "bertscore_recon_vs_post_f1"), ("reproj_mse_recon", "bertscore_recon_vs_post_f1"))  # fmt: skip
@@ -28,7 +29,7 @@ FORMS = (  # rows, given, words, filled
 )
 
 
-def scatter(frame: pd.DataFrame, *, x: str, y: str, width: str = "two") -> Figure:
+def scatter(frame: pd.DataFrame, *, x: str = COSINE, y: str = DROP, width: str = "two") -> Figure:
     """y against x, a panel a model, with the least-squares line, Pearson's r and n.
 
     Columns: label, x and y; rows without either are left out. Raises ValueError where a column is missing or nothing is left.
@@ -77,7 +78,7 @@ def scatter_grid(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     return figure
 
 
-def violins(frame: pd.DataFrame, *, y: str, width: str = "one") -> Figure:
+def violins(frame: pd.DataFrame, *, y: str = DROP, width: str = "one") -> Figure:
     """The distribution of y by model, its median and quartiles marked. Columns: label and y."""
     parts = _parts(frame, "connector_captions_published.violins", y)
     figure = new_figure(width, 2.6)
@@ -92,7 +93,7 @@ def violins(frame: pd.DataFrame, *, y: str, width: str = "one") -> Figure:
     return figure
 
 
-def boxes(frame: pd.DataFrame, *, y: str, width: str = "one") -> Figure:
+def boxes(frame: pd.DataFrame, *, y: str = DROP, width: str = "one") -> Figure:
     """Quartiles of y by model, whiskers to 1.5 interquartile ranges, what lies beyond as points. Columns: label and y."""
     parts = _parts(frame, "connector_captions_published.boxes", y)
     figure = new_figure(width, 2.6)
@@ -105,7 +106,7 @@ def boxes(frame: pd.DataFrame, *, y: str, width: str = "one") -> Figure:
     return figure
 
 
-def histograms(frame: pd.DataFrame, *, y: str, width: str = "two") -> Figure:
+def histograms(frame: pd.DataFrame, *, y: str = DROP, width: str = "two") -> Figure:
     """Histograms of y, a panel a model on one axis and the same bins; the mean is marked. Columns: label and y."""
     parts = _parts(frame, "connector_captions_published.histograms", y)
     values = np.concatenate([values for _, values in parts])
@@ -121,7 +122,7 @@ def histograms(frame: pd.DataFrame, *, y: str, width: str = "two") -> Figure:
     return figure
 
 
-def trend(frame: pd.DataFrame, *, x: str, y: str, width: str = "two") -> Figure:
+def trend(frame: pd.DataFrame, *, x: str = COSINE, y: str = DROP, width: str = "two") -> Figure:
     """Mean of y in 20 bins of x with as many rows each (fewer where rows are few), a panel a model; bars are 95% intervals.
 
     Columns: label, x and y. The intervals are normal ones of independent rows.
@@ -151,7 +152,7 @@ def trend(frame: pd.DataFrame, *, x: str, y: str, width: str = "two") -> Figure:
     return figure
 
 
-def correlations(frame: pd.DataFrame, *, y: str = "clipscore_drop", width: str = "two") -> Figure:
+def correlations(frame: pd.DataFrame, *, y: str = DROP, width: str = "two") -> Figure:
     """Pearson's r of each distortion with y: as published, each picture once, and partial; a panel a distortion, a row a model.
 
     Columns: label, x, y, statistic, rows, given, r, low, high.

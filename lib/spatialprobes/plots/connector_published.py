@@ -188,7 +188,7 @@ def diagnostics(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     return figure
 
 
-def perturbation(frame: pd.DataFrame, *, mode: str, axis: str = "level", width: str = "two") -> Figure:
+def perturbation(frame: pd.DataFrame, *, mode: str = "lowrank", axis: str = "level", width: str = "two") -> Figure:
     """What one kind of perturbation costs: CLIPScore lost and BERTScore to the caption before; a line a model, 95% intervals.
 
     Columns: label, mode, level, rank, energy, drop and bert with _low and _high, empty_share. axis: level, rank or energy. A

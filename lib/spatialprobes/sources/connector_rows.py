@@ -53,8 +53,6 @@ def read_rows(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise Malformed(f"{path}: line 1: no column {missing[0]!r}; there: {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise Malformed(f"{path}: a header and no rows")
-    if (short := frame.isna().any(axis=1)).any():
-        raise Malformed(f"{path}: row {int(short.argmax()) + 1}: fewer cells than the header's {frame.shape[1]}")
     return frame
 
 
@@ -87,7 +85,7 @@ def constant(frame: pd.DataFrame, column: str, wanted: str, path: str | Path) ->
     """Raises Malformed naming the first row that holds anything but what the file's name says."""
     if (other := frame[column] != wanted).any():
         row = int(other.argmax())
-        raise Malformed(f"{path}: row {row + 1}: {column} {frame[column].iloc[row][:40]!r}, where the file is {wanted!r}'s")
+        raise Malformed(f"{path}: row {row + 1}: {column} {frame[column].iloc[row][:40]!r}, in a file of {wanted!r}")
 
 
 def whole_keys(frame: pd.DataFrame) -> list[str]:
