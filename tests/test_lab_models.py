@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from spatialprobes import lab_cards, lab_recipes, paths
 from spatialprobes.answers import answer
 from spatialprobes.lab_batches import QUESTION_GROUPS, TowerData, TurnData
 from spatialprobes.vlm import VLM
+from spatialprobes.worlds import shapeworld_examples, shapeworld_questions
 from spatialprobes.worlds.lab_questions import GROUPS, examples
 
 FOLDERS = sorted(path.parent for path in paths.lab_folder().glob("*/card.json"))
 CARDS = {folder.name: json.loads((folder / "card.json").read_text()) for folder in FOLDERS}
-VLMS = [name for name in CARDS if name not in ("lab-clip", "lab-text")]
+VLMS = [name for name in CARDS if name not in ("lab-clip", "lab-dino", "lab-text")]
 LLAVAS = [name for name in VLMS if name.startswith("lab-llava")]
 FINISHED = [name for name in VLMS if CARDS[name]["bars"]]
 FIELDS = set(
@@ -73,8 +75,12 @@ def test_plain_transformers_loads_what_the_library_loads(name):
 @pytest.mark.parametrize("name", FINISHED)
 def test_answers_on_fresh_scenes_are_as_good_as_the_card_says(name):
     """Real single-turn generation on scenes of another stream, group by group, against the card (5 standard errors)."""
-    frame = answer(VLM.load(name), examples(40, 987_654, QUESTION_GROUPS, tuple(CARDS[name]["recipe"]["perspective"])))
-    for group, rows in frame.groupby("group"):
+    recipe = CARDS[name]["recipe"]
+    if name == lab_recipes.SHAPEWORLD:
+        asked = [replace(one, group="relation.asked") for one in shapeworld_examples.examples(60, 987_654)]
+    else:
+        asked = examples(40, 987_654, QUESTION_GROUPS, tuple(recipe["perspective"]))
+    for group, rows in answer(VLM.load(name), asked).groupby("group"):
         stated = CARDS[name]["accuracy"][group]["accuracy"]
         error = np.sqrt(max(stated * (1 - stated), 0.01) / len(rows))
         assert abs(rows["correct"].mean() - stated) < 5 * error, group
@@ -100,7 +106,8 @@ def test_the_scales_of_seed_0_span_the_emergence():
 @pytest.mark.parametrize("name", [name for name in VLMS if (paths.lab_folder() / name / "curve.json").is_file()])
 def test_curves_are_tidy(name):
     curve = lab_cards.read_curve(paths.lab_folder() / name)
-    assert set(curve["group"]) == set(GROUPS) - {"caption"}
+    asked = set(shapeworld_questions.GROUPS if name == lab_recipes.SHAPEWORLD else GROUPS)
+    assert set(curve["group"]) == asked - {"caption"}
     assert not curve.duplicated(["step", "group"]).any()
     assert ((curve["low"] <= curve["accuracy"]) & (curve["accuracy"] <= curve["high"])).all()
 
