@@ -24,7 +24,7 @@ from spatialprobes.fingerprints import FingerprintError
 from spatialprobes.images import ImageError
 from spatialprobes.intervene import intervene
 from spatialprobes.probes import connector_batches, connector_states
-from spatialprobes.probes.connector_reading import read, run
+from spatialprobes.probes.connector_reading import prepared, read, run
 from spatialprobes.probes.connector_states import SITES, ConnectorStates, extract, folder_of, shared_out
 from spatialprobes.store import Store, StoreError
 from spatialprobes.vlm import VLM
@@ -88,6 +88,20 @@ def test_every_site_is_what_the_model_computes(family, tmp_path, size):
     assert rows * columns == kept["pre"].shape[1]  # patches alone: no class token
     if spans.grid is not None:
         assert len(kept["post"][0]) == len(spans.vision) == rows * columns // states.merge**2
+
+
+@pytest.mark.parametrize("fit", ["native", "pad", "crop", "squash"])
+def test_pictures_without_prompts_are_those_with_them(family, fit):
+    shown = [Example(f"{i}", picture(i, size)) for i, size in enumerate([(48, 48), (72, 40)])]
+    before, family.image_fit = family.image_fit, fit
+    try:
+        expected, which = family.pictures(shown)
+        found = prepared(family, shown)
+    finally:
+        family.image_fit = before
+    assert found.grids is None and found.which == which  # made without prompts, grids still to be told by a run
+    assert found.inputs.keys() == expected.inputs.keys()
+    assert all(torch.equal(found.inputs[name], value) for name, value in expected.inputs.items())
 
 
 def test_the_connector_run_by_hand_leads_from_one_site_to_the_next(family):
@@ -193,11 +207,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(vlm, tmp_path, monkeyp
     whole = extract(vlm, pictures(10), tmp_path / "whole", batch_size=3)
     runs = []
 
-    def stops(vlm, pictures, which, sites):
-        runs.append(which)
+    def stops(vlm, batch, sites):
+        runs.append(batch.which)
         if len(runs) == 3:
             raise KeyboardInterrupt
-        return run(vlm, pictures, which, sites)
+        return run(vlm, batch, sites)
 
     monkeypatch.setattr(connector_batches, "run", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -192,6 +192,10 @@ class Family:
         text = [self.image_token(processor)] * len(pictures)
         return processor(images=pictures, text=text, padding=True, add_special_tokens=False, return_tensors="pt")
 
+    def image_inputs(self, processor: Any, pictures: list[Image.Image]) -> dict[str, Tensor] | None:
+        """The picture tensors of `pictures`, made without prompts; None where that is not known to be the same."""
+        return dict(processor.image_processor(images=pictures, return_tensors="pt"))
+
     def pictures(self, model: nn.Module, processor: Any, pictures: list[Image.Image], frames: list[Frame]) -> Pictures:
         """Run the processor once on distinct pictures. frames: what was done to each before."""
         encoded = self.processed(processor, pictures)

@@ -230,6 +230,10 @@ class Discovered(Family):
         """One list of pictures per prompt: a flat list may be read as one prompt's."""
         return super().processed(processor, [[picture] for picture in pictures])
 
+    def image_inputs(self, processor: Any, pictures: list[Image.Image]) -> dict[str, Tensor] | None:
+        """Not proved."""
+        return None
+
     def pictures(self, model: nn.Module, processor: Any, pictures: list[Image.Image], frames: list[Frame]) -> Pictures:
         """As every family's; no grid for pictures of a shape whose place in it was not proved."""
         made = super().pictures(model, processor, pictures, frames)

@@ -23,6 +23,7 @@ from spatialprobes.families.towers import TowerRun
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from PIL import Image
 
 
 class Idefics2(Family):
@@ -74,6 +75,10 @@ class Idefics2(Family):
         return TowerRun(grids, 0, 1, [[call]] * len(self.part(model, "tower_layers")))
 
     # Pictures and tokens
+    def image_inputs(self, processor: Any, pictures: list[Image.Image]) -> dict[str, Tensor] | None:
+        """One list of pictures per prompt."""
+        return super().image_inputs(processor, [[picture] for picture in pictures])
+
     @contextmanager
     def keeping_side(self, processor: Any, side: int) -> Iterator[None]:
         """Its longest and shortest edge are the side; as published a picture is enlarged until its shortest edge is 378."""

@@ -20,9 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spatialprobes.examples import Example
-from spatialprobes.families import Pictures
 from spatialprobes.images import ImageError, Unreadable, open_image
-from spatialprobes.probes.connector_reading import Reading, run, squashed
+from spatialprobes.probes.connector_reading import Prepared, Reading, prepared, run, squashed
 from spatialprobes.probes.connector_store import packed
 from spatialprobes.store import Store
 from spatialprobes.vlm import VLM
@@ -48,14 +47,13 @@ class Way:
 class Opened:
     """The pictures of a batch that can be read, prepared for the model, and those that cannot.
 
-    digests: by id. pictures, which: what `VLM.pictures` gives of the good ones, None where there is none.
+    digests: by id. pictures: the good ones, None where there is none.
     """
 
     good: list[Example] = field(default_factory=list)
     digests: dict[str, bytes] = field(default_factory=dict)
     bad: list[Unreadable] = field(default_factory=list)
-    pictures: Pictures | None = None
-    which: list[int] = field(default_factory=list)
+    pictures: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def opened(vlm: VLM, batch: Sequence[Example], way: Way) -> Opened:
         found.good.append(replace(one, image=squashed(picture, way.side)))
     while found.good:
         try:
-            found.pictures, found.which = vlm.pictures(found.good)
+            found.pictures = prepared(vlm, found.good)
             break
         except ImageError as error:
             refused = [one for one in found.good if error.name == f"the picture of {one.id}"]
@@ -115,7 +113,7 @@ def computed(vlm: VLM, batch: Opened, way: Way) -> Rows:
     if batch.pictures is None:
         return Rows([], {}, batch.bad)
     keys = [one.id for one in batch.good]
-    reading = run(vlm, batch.pictures, batch.which, way.sites)
+    reading = run(vlm, batch.pictures, way.sites)
     grids = np.array([_grid_row(reading, i) for i in range(len(keys))], np.int32)
     _check_grids(keys, grids, keys[0], grids[0])
     arrays: dict[str, Tensor | np.ndarray] = {}
@@ -123,10 +121,11 @@ def computed(vlm: VLM, batch: Opened, way: Way) -> Rows:
     for site in way.sites:
         exact = torch.stack(reading.tokens[site])
         stored = exact.to(DTYPES[way.dtype])
-        _check_finite(site, stored, keys)
-        arrays[site] = stored.cpu()
-        arrays[f"pooled.{site}"] = stored.float().mean(1).cpu()
-        lost.append(_relative(stored.float(), exact.float()).cpu())
+        full = stored.float()
+        pooled = full.mean(1)
+        _check_finite(site, full, pooled, keys)
+        arrays[site], arrays[f"pooled.{site}"] = stored.cpu(), pooled.cpu()
+        lost.append(torch.zeros(len(keys)) if exact.dtype == stored.dtype else _relative(full, exact.float()).cpu())
     arrays |= {"grid": grids, "rounding": torch.stack(lost, 1)}
     arrays["picture"] = np.stack([np.frombuffer(batch.digests[key], np.uint8) for key in keys])
     return Rows(keys, arrays, batch.bad)
@@ -180,12 +179,14 @@ def _grid_text(row: Int[np.ndarray, " number"]) -> str:
     return f"{row[0]} x {row[1]} patches" + (f" and {row[2]} x {row[3]} tokens" if row[2] else "")
 
 
-def _check_finite(site: str, stored: Float[Tensor, "picture token width"], keys: Sequence[str]) -> None:
-    finite = stored.isfinite().flatten(1)
-    if not finite.all():
-        wrong = int((~finite.all(1)).nonzero()[0])
-        count = int((~finite[wrong]).sum())
-        raise ValueError(f"{keys[wrong]!r}: {count:,} of {finite.shape[1]:,} numbers at site {site!r} are NaN or infinite")
+def _check_finite(
+    site: str, stored: Float[Tensor, "picture token width"], pooled: Float[Tensor, "picture width"], keys: Sequence[str]
+) -> None:
+    """Looks at the means, which are not finite where a token is not."""
+    if not (finite := pooled.isfinite().all(1)).all():
+        wrong = int((~finite).nonzero()[0])
+        count = int((~stored[wrong].isfinite()).sum())
+        raise ValueError(f"{keys[wrong]!r}: {count:,} of {stored[wrong].numel():,} numbers at site {site!r} are NaN or infinite")
 
 
 def _relative(stored: Tensor, computed: Tensor) -> Float[Tensor, " picture"]:

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spatialprobes.examples import Example
-from spatialprobes.families import Pictures, TowerRun
+from spatialprobes.families import TowerRun, fit_picture
+from spatialprobes.images import open_image
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -67,28 +68,58 @@ def read(vlm: VLM, examples: Sequence[Example], sites: Sequence[str] = SITES) ->
     Raises ValueError for a site that the model's family does not know, and while an intervention on what the connector gives is
     open; ImageError naming an example whose picture can't be read.
     """
-    return run(vlm, *vlm.pictures(examples), check_sites(sites))
+    return run(vlm, prepared(vlm, examples), check_sites(sites))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures, ready for the tower. inputs: its tensors. which: row i of the batch shows picture which[i].
+
+    grids: of their tokens behind the connector, None where only a run tells.
+    """
+
+    inputs: dict[str, Tensor]
+    which: list[int]
+    grids: list[tuple[int, int] | None] | None
+
+
+def prepared(vlm: VLM, examples: Sequence[Example]) -> Prepared:
+    """Open and process these examples' pictures, without prompts where the family allows it. Raises as `VLM.pictures`."""
+    family = vlm.family
+    side, fill = family.side(vlm.processor), family.fill(vlm.processor)
+    fitted = [
+        fit_picture(open_image(one.image, name=f"the picture of {one.id}"), vlm.image_fit, side, fill)[0] for one in examples
+    ]
+    try:
+        inputs = family.image_inputs(vlm.processor, fitted)
+    except ValueError:
+        inputs = None  # what was refused, and of which example, is told below
+    if inputs is not None:
+        return Prepared(inputs, list(range(len(fitted))), None)
+    pictures, which = vlm.pictures(examples)
+    return Prepared(pictures.inputs, which, pictures.grids)
 
 
 @torch.no_grad()
-def run(vlm: VLM, pictures: Pictures, which: Sequence[int], sites: Sequence[str]) -> Reading:
-    """As `read`, of pictures that `VLM.pictures` has prepared. sites: checked."""
+def run(vlm: VLM, batch: Prepared, sites: Sequence[str]) -> Reading:
+    """As `read`. sites: checked."""
     if vlm.family.edits_image_features(vlm.model):
         raise ValueError("an intervention on the picture's tokens is open; what the connector gives is read without one")
-    inputs = vlm.to_device(pictures.inputs)
+    inputs = vlm.to_device(batch.inputs)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     with _hooked(vlm, found) as runs, _left_out(vlm.family.unread_blocks(vlm.model)):
         features = vlm.family.image_features(vlm.model, inputs)
+    grids = batch.grids or [vlm.family.grid(vlm.model, inputs, i, len(one)) for i, one in enumerate(features)]
     if "post" in found:
         found["post"] = list(features)
-    many = len(pictures.grids)
+    many = len(grids)
     if wrong := [site for site, tokens in found.items() if len(tokens) != many]:
         raise ValueError(f"{vlm.name}: {wrong[0]!r} gave the tokens of {len(found[wrong[0]])} pictures, {many} were run")
     tower = runs[0] if runs else None
     patches: list[tuple[int, int] | None] = [None] * many if tower is None else list(tower.grids)
-    tokens = {site: [found[site][i] for i in which] for site in sites}
+    tokens = {site: [found[site][i] for i in batch.which] for site in sites}
     merge = 1 if tower is None else tower.merge
-    return Reading(tokens, [patches[i] for i in which], [pictures.grids[i] for i in which], merge)
+    return Reading(tokens, [patches[i] for i in batch.which], [grids[i] for i in batch.which], merge)
 
 
 def squashed(picture: Image.Image, side: int | None) -> Image.Image:
