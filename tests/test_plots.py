@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from audit_tables import AUDIT_FRAMES
+from caption_tables import CAPTION_FRAMES
 from geometry_tables import GEOMETRY_FRAMES
 from head_tables import HEAD_FRAMES
 from hypothesis import given, settings
@@ -204,6 +205,7 @@ FRAMES = (
     | GEOMETRY_FRAMES
     | RECONSTRUCTION_FRAMES
     | AUDIT_FRAMES
+    | CAPTION_FRAMES
 )
 
 

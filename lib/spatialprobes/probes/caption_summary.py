@@ -1,7 +1,7 @@
 """What is made of scored captions: drops against the original arm, and means by arm with intervals, empty captions counted.
 
 One sign throughout: a drop is the original's score minus the changed one's, so that above zero is worse. (The study's tables of
-perturbations have the opposite; only `caption_export.py` writes it.) Empty captions are in every summary twice, as 0 and left
+perturbations have the opposite; only `connector_export.py` writes it.) Empty captions are in every summary twice, as 0 and left
 out: the study leaves them out, and what breaks a model's captions then looks mild. Knows tables; knows no models.
 """
 
