@@ -484,3 +484,17 @@ def test_no_more_than_three_batches_are_held(vlm, tmp_path, monkeypatch):
     tracemalloc.stop()
     whole = 24 * 36 * 64 * 4
     assert peak < whole / 2
+
+
+def test_a_model_of_no_written_family_is_read_where_its_parts_are_proved(tmp_path):
+    """Gemma 3, discovered: its tower's grid is pooled 2 x 2, and stands as `places` says."""
+    from unknown import save_gemma3
+
+    vlm = VLM.load(str(save_gemma3(tmp_path / "gemma3")))
+    shown = [Example(f"{i}", picture(i, (64, 64)), QUESTION) for i in range(3)]
+    states = extract(vlm, shown, tmp_path / "s", dtype="float32")
+    with capture(vlm, connector="post_norm") as got:
+        vlm.forward(vlm.encode(shown))
+    assert np.array_equal(states.vectors("pre_normed")[:], torch.stack(got.connector_input).numpy())
+    assert np.array_equal(states.vectors("post")[:], torch.stack(vlm.vision_features(shown)).numpy())
+    assert states.grids == {"pre": (8, 8), "pre_normed": (8, 8), "post": (4, 4)} and states.merge == 2
