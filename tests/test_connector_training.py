@@ -12,7 +12,8 @@ from spatialprobes.capture import capture
 from spatialprobes.examples import Example
 from spatialprobes.probes import connector_training
 from spatialprobes.probes.connector_training import IGNORED, CaptionData, OtherConnector, swapped, train
-from spatialprobes.train import EachSteps, Schedule
+from spatialprobes.train import EachSteps
+from spatialprobes.train_best import Schedule
 from spatialprobes.vlm import VLM
 
 CAPTIONS = ["a red circle", "a blue square left of a green cross .", "yes", "the red cross is above a green circle"]
@@ -101,6 +102,8 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(vlm, described, vectors,
 
     with pytest.raises(Killed):
         run(die_at=5)  # step 3 is on the disk, 4 and 5 are lost
+    with pytest.raises(ValueError, match=r"another training \(design differ\)"):
+        train(vlm, vectors[0], described, out=tmp_path, schedule=SHORT, layers=2)
     resumed = run()
     assert resumed.about == made.about
     assert all(torch.equal(value, resumed.module.state_dict()[name]) for name, value in made.module.state_dict().items())

@@ -23,7 +23,7 @@ from spatialprobes.lab_connectors import (
 )
 from spatialprobes.probes.connector_training import OtherConnector, swapped
 from spatialprobes.probes.reconstruction import Reconstructor, evaluate
-from spatialprobes.train import Schedule
+from spatialprobes.train_best import Schedule
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds.lab_language import parse_caption, true_of
 

@@ -20,7 +20,8 @@ from spatialprobes.probes import reconstruction
 from spatialprobes.probes import reconstruction_data as data
 from spatialprobes.probes.reconstruction import Reconstructor, agreement, evaluate, through_connector, train
 from spatialprobes.probes.reconstruction_summary import summary
-from spatialprobes.train import EachSteps, Schedule, fit_best, warmup_cosine
+from spatialprobes.train import EachSteps
+from spatialprobes.train_best import Schedule, fit_best, warmup_cosine
 from spatialprobes.vlm import VLM
 
 N, PRE, POST = 40, (12, 6), (3, 9)
@@ -290,6 +291,9 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(made, pairs, tmp_path):
     options = {"kind": "sequence", "out": tmp_path, "groups": GROUPS, "schedule": SHORT, "model": "toy", **SMALL}
     with pytest.raises(Killed):
         train(*pairs, KEYS, callbacks=[EachSteps(1, act)], **options)
+    for other, differs in (({"seed": 1}, "seed, keys"), ({"hidden": 16}, "architecture"), ({"validation": 0.5}, "keys, vectors")):
+        with pytest.raises(ValueError, match=rf"checkpoints of another training \({differs}"):
+            train(*pairs, KEYS, **options | other)
     resumed = train(*pairs, KEYS, **options)
     assert resumed.about == made.about and resumed.keys == made.keys
     assert all(torch.equal(a, b) for a, b in zip(resumed.module.parameters(), made.module.parameters(), strict=True))
@@ -361,6 +365,8 @@ def test_data_that_do_not_fit_are_refused(made, pairs, tmp_path):
         train(pre, post, [7, *KEYS[1:]], kind="mlp", out=tmp_path)
     with pytest.raises(ValueError, match=r"pre is \[picture, token, width\], not of shape \(40, 72\)"):
         train(pre.reshape(N, -1), post, KEYS, kind="mlp", out=tmp_path)
+    with pytest.raises(ValueError, match=r"pre is an array .* of pictures of one size, not list"):
+        train(list(pre), post, KEYS, kind="mlp", out=tmp_path)
     with pytest.raises(ValueError, match="site='post' is unknown; 'pre', 'pre_normed'"):
         train(pre, post, KEYS, kind="mlp", out=tmp_path, site="post")
     with pytest.raises(ValueError, match=r"post has \(3, 8\) tokens and width, this reconstructor was made for \(3, 9\)"):

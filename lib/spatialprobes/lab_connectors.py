@@ -29,7 +29,7 @@ from spatialprobes.probes.connector_reading import read
 from spatialprobes.probes.connector_training import OtherConnector, swapped
 from spatialprobes.probes.lab_captions import graded
 from spatialprobes.probes.reconstruction import Reconstructor, agreement, through_connector
-from spatialprobes.train import Schedule
+from spatialprobes.train_best import Schedule
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds.lab import picture, scene
 from spatialprobes.worlds.lab_language import CAPTION_REQUEST, caption
@@ -38,7 +38,7 @@ RECONSTRUCTORS, CONNECTORS = "reconstructors", "connectors"  # folders under the
 OTHER_CONNECTORS = {"lab-llava": "invertible", IDEFICS2: "cross_attention"}  # by lab model
 SCENES_SEED, CAPTIONS_SEED = 300, 400  # streams of scenes
 FRESH = 500  # scenes on which a card's numbers are measured
-READING = Schedule(epochs=12, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=12, min_delta=0.0)
+READING = Schedule(epochs=4, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=4, min_delta=0.0)
 LONGER = dataclasses.replace(READING, epochs=40, lr=2e-3, patience=40)  # a small network, quickly passed through
 CAPTIONS = Schedule(epochs=4, batch_size=16, accumulation=1, lr=2e-3, warmup=100, patience=4, min_delta=0.0)
 

@@ -29,8 +29,8 @@ from spatialprobes.examples import Example, batches
 from spatialprobes.families import connectors
 from spatialprobes.families.connectors import Design
 from spatialprobes.probes.reconstruction import SITES, through_connector, write_folder
-from spatialprobes.probes.reconstruction_data import rows, split
-from spatialprobes.train import Schedule, fit_best
+from spatialprobes.probes.reconstruction_data import digest, rows, split
+from spatialprobes.train_best import Schedule, claim, fit_best
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -125,10 +125,11 @@ def train(
 
     pre: [picture, token, width] or a list of [token, width], in the order of the examples; site: where it was taken, "pre" or
     "pre_normed". examples: one a picture; its question asks for a caption, which its answer is. post: stored E_post, as pre,
-    where weight > 0: "mse" adds weight times the squared distance to it (the study's; tokens of other numbers are interpolated), and
+    where weight > 0: "mse" adds weight times the squared distance to it (the study's; tokens of another number are interpolated),
     "distances" that of the pictures' mutual distances, mean-pooled and in units of their mean. groups: a label a picture, alike
     for duplicates. kind and sizes: as `families.connectors.design`. out: folder of checkpoints; a killed training goes on.
-    Raises ValueError with the reason for a family without such a connector, and for data that don't fit together.
+    Raises ValueError with the reason for a family without such a connector, for data that don't fit together, and for an `out`
+    that holds the checkpoints of another training.
     """
     design = connectors.design(vlm.model.config, kind, **sizes)
     schedule = schedule or SCHEDULE
@@ -138,6 +139,9 @@ def train(
     captions = CaptionData(vlm, pre, post if weight else None, examples)
     through = _ThroughLanguageModel(vlm, connectors.build(design, seed), site, regulariser, weight)
     parts = {"train": np.flatnonzero(~held).tolist(), "validation": np.flatnonzero(held).tolist()}
+    named = {name: [keys[place] for place in which] for name, which in parts.items()}
+    asked = {"site": site, "regulariser": regulariser if weight else None, "weight": weight, "keys": digest(named)}
+    claim(Path(out), {"design": dataclasses.asdict(design), "schedule": dataclasses.asdict(schedule), "seed": seed, **asked})
     fitted = fit_best(
         through, captions.part(parts["train"]), captions.part(parts["validation"]), captions.collate, Path(out), schedule,
         labels=("labels",), seed=seed, device=vlm.device.type, callbacks=callbacks,
@@ -146,7 +150,7 @@ def train(
         "model": vlm.name, "seed": seed, "schedule": dataclasses.asdict(schedule), "site": site, "best_step": fitted.best_step,
         "best_loss": fitted.best_loss, "steps": fitted.steps, "history": fitted.history,
         "regulariser": regulariser if weight else None, "weight": weight,
-        "keys": {name: [keys[place] for place in which] for name, which in parts.items()},
+        "keys": named,
     }  # fmt: skip
     return OtherConnector(design, through.connector.cpu().eval().requires_grad_(False), about)
 

@@ -31,7 +31,7 @@ from spatialprobes.families import reconstructors
 from spatialprobes.families.reconstructors import Architecture
 from spatialprobes.probes import reconstruction_data as data
 from spatialprobes.probes.reconstruction_data import Linear, Statistics
-from spatialprobes.train import Schedule, fit_best
+from spatialprobes.train_best import Schedule, claim, fit_best
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def train(
     "pre_normed"). in_order: whether E_post's tokens stand in the order of E_pre's, for the linear baseline (None: where there are
     as many, or a fourth). out: folder of checkpoints; a killed training goes on from there. schedule: the study's by default.
     device: "auto" is a GPU where there is one. model: whose vectors these are, for the record.
-    Raises ValueError for data that don't fit together, NaN or infinities, and sizes as `Architecture`.
+    Raises ValueError for data that don't fit together, NaN or infinities, sizes as `Architecture`, and an `out` that holds the
+    checkpoints of another training.
     """
     if site not in SITES:
         raise ValueError(f"site={site!r} is unknown; {', '.join(map(repr, SITES))}")
@@ -172,6 +173,16 @@ def train(
     parts = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
     scales = data.statistics(pre, post, parts["train"])
     linear = data.linear_baseline(pre, post, parts["train"], parts["validation"], scales, in_order)
+    named = {name: [keys[place] for place in which] for name, which in parts.items()}
+    data_seen = {
+        "site": site,
+        "keys": data.digest(named),
+        "vectors": data.digest([scales.pre_std.tolist(), scales.post_std.tolist()]),
+    }
+    claim(
+        Path(out),
+        {"architecture": dataclasses.asdict(shape), "schedule": dataclasses.asdict(schedule), "seed": seed, **data_seen},
+    )
     module = reconstructors.build(shape, seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     pairs = {name: data.PairsData(pre, post, which) for name, which in parts.items()}
@@ -185,7 +196,6 @@ def train(
         "best_loss": fitted.best_loss, "steps": fitted.steps, "history": fitted.history,
         "groups": {name: len(np.unique(labels[which])) for name, which in parts.items()},
     }  # fmt: skip
-    named = {name: [keys[place] for place in which] for name, which in parts.items()}
     return Reconstructor(shape, module.cpu().eval(), scales, linear, site, named, about)
 
 

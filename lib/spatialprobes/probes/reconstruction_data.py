@@ -6,6 +6,8 @@ never whole. Knows numbers and keys; no model, no network, no files.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,8 +43,11 @@ def check(pre: Any, post: Any, keys: Sequence[str]) -> tuple[tuple[int, int], tu
     that repeat or are no text.
     """
     for name, vectors in (("pre", pre), ("post", post)):
-        if len(vectors.shape) != 3:
-            raise ValueError(f"{name} is [picture, token, width], not of shape {tuple(vectors.shape)}")
+        shape = getattr(vectors, "shape", None)
+        if shape is None:
+            raise ValueError(f"{name} is an array [picture, token, width] of pictures of one size, not {type(vectors).__name__}")
+        if len(shape) != 3:
+            raise ValueError(f"{name} is [picture, token, width], not of shape {tuple(shape)}")
         if len(vectors) != len(keys):
             raise ValueError(f"{name} holds {len(vectors)} pictures for {len(keys)} keys; align them first")
     if wrong := [key for key in keys if not isinstance(key, str)]:
@@ -62,6 +67,11 @@ def check_finite(pre: Any, post: Any, keys: Sequence[str]) -> None:
             broken += [keys[place] for place, fine in zip(which, finite.tolist(), strict=True) if not fine]
         if broken:
             raise ValueError(f"{name}: {len(broken)} of {len(keys)} pictures hold NaN or infinities, such as {broken[0]!r}")
+
+
+def digest(facts: Any) -> str:
+    """First 16 hex digits of the SHA-256 of facts in JSON's types."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split(
