@@ -57,6 +57,14 @@ def test_empty_captions_count_as_0_or_are_left_out_and_are_counted_either_way():
     assert mask.loc[("clipscore_100", "left out"), "n"] == 3 and mask.loc[("clipscore_100", "as 0"), "clusters"] == 3
 
 
+def test_an_empty_caption_does_not_make_up_a_score_that_nothing_has():
+    """The original is not compared with itself: its BERTScore is missing, also where its caption is empty."""
+    frame = drops(scored().assign(bertscore_f1=[np.nan] * 4 + [0.0, 0.9, 0.5, 0.0]))
+    rows = summary(frame, ["bertscore_f1"], n=200)
+    assert rows["arm"].unique().tolist() == ["mask"]
+    assert rows["estimate"].tolist() == [pytest.approx(1.4 / 4), pytest.approx(1.4 / 3)]
+
+
 def test_intervals_are_over_pictures():
     frame = drops(scored())
     found = summary(frame, ["clipscore_100"], n=500, seed=3).set_index(["arm", "empties"]).loc[("mask", "as 0")]

@@ -179,6 +179,14 @@ def test_captions_of_something_else_are_not_taken(lab, scenes, post, tmp_path, m
         CaptionStore(tmp_path / "full", {})
 
 
+def test_a_truncated_batch_is_named(lab, scenes, tmp_path):
+    arms(lab, scenes[:2], rerun=False, store=tmp_path)
+    (path,) = tmp_path.glob("live/*.parquet")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=path.name):
+        arms(lab, scenes[:2], rerun=False, store=tmp_path)
+
+
 def test_digests_tell_arrays_apart():
     x = torch.arange(6.0).reshape(2, 3)
     same = {digest(["a"], [one]) for one in (x, x.numpy(), x.bfloat16().float())}

@@ -88,9 +88,9 @@ def counted(frame: pd.DataFrame, value: str, empties: str) -> tuple[np.ndarray, 
     plain, is_drop = value.removesuffix("_drop"), value.endswith("_drop")
     if is_drop and empties == "as 0":
         own, original = (frame[name].to_numpy(float) for name in (plain, f"{plain}_base"))
-        column = _filled(original, plain, frame["empty_base"].to_numpy(bool)) - _filled(own, plain, empty)
+        column = _filled(original, plain) - _filled(own, plain)
     elif empties == "as 0":
-        column = _filled(column, value, empty)
+        column = _filled(column, value)
     elif value not in SHARES:
         gone = empty | frame["empty_base"].to_numpy(bool) if is_drop else empty
         column = np.where(gone, np.nan, column)
@@ -98,10 +98,9 @@ def counted(frame: pd.DataFrame, value: str, empties: str) -> tuple[np.ndarray, 
     return column[there], frame["cluster"].to_numpy()[there]
 
 
-def _filled(column: np.ndarray, value: str, empty: np.ndarray) -> np.ndarray:
-    """0 where a caption is empty, and for the lab's scores wherever it says nothing that could be right."""
-    missing = np.isnan(column) & (empty | (value in LAB_SCORES))
-    return np.where(missing, 0.0, column)
+def _filled(column: np.ndarray, value: str) -> np.ndarray:
+    """The lab's scores with 0 where a caption says nothing that could be right; other scores of an empty one are 0 already."""
+    return np.where(np.isnan(column), 0.0, column) if value in LAB_SCORES else column
 
 
 def _interval(column: np.ndarray, clusters: np.ndarray, bounds: tuple[float, float] | None, n: int, seed: int) -> dict:

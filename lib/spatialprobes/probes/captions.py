@@ -102,7 +102,8 @@ class Captioner:
 
     def __init__(self, vlm: VLM, options: Mapping[str, Any], store: str | Path | None):
         self.vlm, self.options = vlm, dict(options)
-        self.store = CaptionStore(store, {"captions": VERSION, "model": vlm.facts(), **self.options})
+        facts = {} if store is None else {"captions": VERSION, "model": vlm.facts(), **self.options}  # hashing weights takes time
+        self.store = CaptionStore(store, facts)
 
     def arm(self, examples: Sequence[Example], name: str, batch_size: int, features: Features | None) -> pd.DataFrame:
         """One arm's rows. features: in place of the pictures' own, where they are given."""
