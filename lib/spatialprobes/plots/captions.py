@@ -33,8 +33,8 @@ def scores(
     """Mean scores by arm with 95% intervals: a line an arm, a mark a model, a panel a score.
 
     Columns: model, arm, value, empties, estimate, low, high, n, empty (`caption_summary.summary`). value: one or several of the
-    table's. empties: whether an empty caption counts "as 0" or is "left out". chance: a dotted line. The grey line in a model's
-    colour is its live caption. Raises ValueError for a missing column, a value that is not there, or an arm that stands twice.
+    table's. empties: whether an empty caption counts "as 0" or is "left out". chance: a dotted line. Dashed, in a model's
+    colour: its live captions. Raises ValueError for a missing column, a value that is not there, or an arm that stands twice.
     """
     plot = "captions.scores"
     need(frame, ("model", "arm", "value", "empties", "estimate", "low", "high", "n", "empty"), plot)
