@@ -18,7 +18,6 @@ from spatialprobes.cli import app
 from spatialprobes.plots import connector_captions_published, connector_published
 from spatialprobes.tables import read_table
 
-
 WITHOUT_TORCH = """
 import sys
 
@@ -207,8 +206,8 @@ def test_every_kind_of_figure_that_the_files_allow_is_there(found):
     """All but effective rank against CLIPScore, whose per-image file the sample lacks."""
     drawn = {one.plot.partition(".")[2] for one in found.drawn}
     assert drawn == {
-        "knor", "knor_bars", "above_copies", "spectrum", "diagnostics", "scatter", "scatter_grid", "violins", "boxes", "histograms",
-        "trend", "correlations", "perturbation", "empty_captions",
+        "knor", "knor_bars", "above_copies", "spectrum", "diagnostics", "scatter", "scatter_grid", "violins", "boxes",
+        "histograms", "trend", "correlations", "perturbation", "empty_captions",
     }  # fmt: skip
     assert len({one.name for one in found.drawn}) == len(found.drawn) and "erank-vs-clip" not in {one.name for one in found.drawn}
 
@@ -362,13 +361,13 @@ def test_figures_put_marks_where_the_table_says(run):
     np.testing.assert_allclose(ax.lines[0].get_ydata(), own["mean"])
     bars = connector_published.knor_bars(tables["knor"], k=50).axes[0].patches
     at_50 = tables["knor"][tables["knor"]["k"] == 50].set_index(["of", "model"])["mean"]
-    assert [bar.get_height() for bar in bars] == [
+    assert [bar.get_width() for bar in bars] == [
         at_50[of, model] for of in ("pre_post", "dino_pre", "dino_post") for model in toy.MODELS
     ]
     with pytest.raises(ValueError, match="no overlap at k=7; there: 10, 50, 100"):
         connector_published.knor_bars(tables["knor"], k=7)
     axes = connector_published.diagnostics(tables["diagnostics"]).axes[:5]
-    assert len({tuple(ax.get_ylim()) for ax in axes}) == 5  # each on its own
+    assert len({tuple(ax.get_xlim()) for ax in axes}) == 5  # each on its own
     with pytest.raises(ValueError, match="no rows of mode 'blur' with level; there: lowrank, mask, none"):
         connector_published.perturbation(tables["perturbation"], mode="blur")
 

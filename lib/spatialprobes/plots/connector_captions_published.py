@@ -78,7 +78,7 @@ def scatter_grid(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     return figure
 
 
-def violins(frame: pd.DataFrame, *, y: str = DROP, width: str = "one") -> Figure:
+def violins(frame: pd.DataFrame, *, y: str = DROP, width: str = "two") -> Figure:
     """The distribution of y by model, its median and quartiles marked. Columns: label and y."""
     parts = _parts(frame, "connector_captions_published.violins", y)
     figure = new_figure(width, 2.6)
@@ -93,7 +93,7 @@ def violins(frame: pd.DataFrame, *, y: str = DROP, width: str = "one") -> Figure
     return figure
 
 
-def boxes(frame: pd.DataFrame, *, y: str = DROP, width: str = "one") -> Figure:
+def boxes(frame: pd.DataFrame, *, y: str = DROP, width: str = "two") -> Figure:
     """Quartiles of y by model, whiskers to 1.5 interquartile ranges, what lies beyond as points. Columns: label and y."""
     parts = _parts(frame, "connector_captions_published.boxes", y)
     figure = new_figure(width, 2.6)
@@ -215,8 +215,7 @@ def _points(ax: Axes, x: np.ndarray, y: np.ndarray, tint: str, mark: str = "o") 
 
 def _by_model(ax: Axes, parts: list[tuple[str, np.ndarray]], y: str) -> None:
     labels = [f"{label}\n(n = {len(values):,})" for label, values in parts]
-    turned = {"rotation": 20} if len(parts) > 3 else {}
-    ax.set_xticks(range(1, len(parts) + 1), labels, parse_math=False, **turned)
+    ax.set_xticks(range(1, len(parts) + 1), labels, parse_math=False)
     ax.set_ylabel(NAMES.get(y, y), parse_math=False)
     if y.endswith("_drop"):
         ax.axhline(0, color="black", linewidth=0.6)

@@ -93,19 +93,20 @@ def knor_bars(frame: pd.DataFrame, *, k: int = 100, width: str = "two") -> Figur
     sets = {name: ["pre_post", *sides] for name, sides in groups.items() if sides != ["pre_post"]} or {
         "before with after": ["pre_post"]
     }
-    figure = new_figure(width, 0.8 + 2.0 * -(-len(sets) // 2))
-    axes = panels(figure, len(sets), 2, sharey=True)
     labels = _labels(rows)
+    figure = new_figure(width, 0.7 + (0.5 + 0.4 * len(labels)) * -(-len(sets) // 2))
+    axes = panels(figure, len(sets), 2, sharex=True, sharey=True)
     looks = [("#BFBFBF", "before with after"), (CYCLE[0], "reference with before"), (CYCLE[4], "reference with after")]
     for ax, (name, series) in zip(axes, sets.items(), strict=True):
         for place, (of, (tint, words)) in enumerate(zip(series, looks, strict=False)):
             own = rows[rows["of"] == of].set_index("label").reindex(labels)
-            x = np.arange(len(labels)) + 0.27 * (place - (len(series) - 1) / 2)
-            _bar(ax, x, own, 0.25, tint, words)
+            _bar(ax, np.arange(len(labels)) + 0.27 * (place - (len(series) - 1) / 2), own, 0.25, tint, words)
         ax.set_title(f"{name} (k = {k})", parse_math=False)
-        ax.set_xticks(range(len(labels)), labels, parse_math=False)
-    for ax in axes[::2]:
-        ax.set_ylabel("overlap (share of k)")
+        ax.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes[0].invert_yaxis()  # one axis for all panels
+    for ax in axes[-2:]:
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("overlap (share of k)")
     handles, words = axes[0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside lower center", ncols=3)
     return figure
@@ -174,16 +175,19 @@ def diagnostics(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """
     need(frame, ("label", "side", "measure", "mean", "low", "high"), "connector_published.diagnostics")
     measures = [name for name in SHOWN if (frame["measure"] == name).any()]
-    figure = new_figure(width, 0.6 + 1.75 * -(-len(measures) // 3))
     labels = _labels(frame)
-    for ax, measure in zip(panels(figure, len(measures), 3), measures, strict=True):
+    figure = new_figure(width, 0.5 + (0.55 + 0.27 * len(labels)) * -(-len(measures) // 3))
+    axes = panels(figure, len(measures), 3, sharey=True)
+    for ax, measure in zip(axes, measures, strict=True):
         rows = frame[frame["measure"] == measure]
         for (aside, fill, words), side in zip(BEFORE_AFTER, ("pre", "post"), strict=True):
             own = rows[rows["side"] == side].set_index("label").reindex(labels)
             _bar(ax, np.arange(len(labels)) + aside, own, 0.36, fill or CYCLE[0], words, edge=CYCLE[0])
         ax.set_title(NAMES.get(measure, measure))
-        ax.set_xticks(range(len(labels)), labels, parse_math=False, rotation=20 if len(labels) > 2 else 0)
-    handles, words = figure.axes[0].get_legend_handles_labels()
+        ax.set_yticks(range(len(labels)), labels, parse_math=False)
+        ax.locator_params(axis="x", nbins=4)
+    axes[0].invert_yaxis()
+    handles, words = axes[0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside lower center", ncols=2)
     return figure
 
@@ -281,9 +285,10 @@ def _line(ax: Axes, x, own: pd.DataFrame, label: str, labels: list[str], dashes:
     ax.plot(x[hollow], own["mean"][hollow], mark, color=tint, markerfacecolor="white")
 
 
-def _bar(ax: Axes, x, own: pd.DataFrame, width: float, tint: str, words: str, edge: str | None = None) -> None:
-    ax.bar(x, own["mean"], width, color=tint, edgecolor=edge or tint, linewidth=0.8, label=words)
-    ax.vlines(x, own["low"], own["high"], color="black", linewidth=0.9)
+def _bar(ax: Axes, y, own: pd.DataFrame, thick: float, tint: str, words: str, edge: str | None = None) -> None:
+    """Bars to the right, so that names of models stand beside them whatever their length."""
+    ax.barh(y, own["mean"], thick, color=tint, edgecolor=edge or tint, linewidth=0.8, label=words)
+    ax.hlines(y, own["low"], own["high"], color="black", linewidth=0.9)
 
 
 def _legend(figure: Figure, labels: list[str], more: list[tuple[str, str, str]] = ()) -> None:
