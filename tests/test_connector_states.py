@@ -353,6 +353,10 @@ def test_another_model_or_other_options_are_refused(vlm, tiny_llava_grouped, tmp
         with pytest.raises(FingerprintError, match=named):
             extract(vlm, pictures(2), tmp_path, **options)
     Store.open(tmp_path / "other", {"what": "maps"})
+    (tmp_path / "other" / "shards" / "theirs.safetensors").write_bytes(b"not ours")
+    with pytest.raises(FingerprintError):
+        extract(vlm, pictures(2), tmp_path / "other")
+    assert (tmp_path / "other" / "shards" / "theirs.safetensors").exists()
     with pytest.raises(StoreError, match="holds 'maps', not connector states"):
         connector_states.open(tmp_path / "other")
     with pytest.raises(FileNotFoundError):

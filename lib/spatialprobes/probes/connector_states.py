@@ -47,12 +47,14 @@ def extract(
 
     Pictures are run in batches of one folder, in the order given; a batch is kept whole or not at all, so that a run that was
     killed and one that was not leave the same bytes. Of each batch that is there already one picture is looked at again, and must
-    be the same. shards: (index, count) takes each count-th batch, so that jobs into one
-    store, or into several, do together what one would. limit: pictures in all, limit_per_shard: of each folder, both before they
-    are shared out. dtype: of what is kept. bfloat16 loses nothing of a model that runs in it; of one in float32 it keeps 8 bits
-    (`ConnectorStates.rounding` says how much is lost). side: every picture is squashed to side x side pixels first (the study:
-    336), for families whose grid follows the picture.
-    on_error: a picture that cannot be read is listed (`ConnectorStates.unreadable`) and looked at again the next time, or raises.
+    be the same. A shard that was cut short is set aside, and its pictures are run again.
+
+    shards: (index, count) takes each count-th batch, so that jobs into one store, or into several, do together what one would.
+    limit: pictures in all, limit_per_shard: of each folder, both before they are shared out. dtype: of what is kept; bfloat16
+    loses nothing of a model that runs in it, and of one in float32 keeps 8 bits (`ConnectorStates.rounding` says how much is
+    lost). side: every picture is squashed to side x side pixels first (the study: 336), for families whose grid follows the
+    picture. on_error: a picture that cannot be read is listed (`ConnectorStates.unreadable`) and looked at again the next time,
+    or raises.
 
     Raises ImageError; ValueError for bad options, ids that stand twice, a grid that is not the store's, and numbers that are NaN
     or infinite, naming the picture; FingerprintError for a store of another model or other options.
@@ -60,8 +62,10 @@ def extract(
     sites, examples = check_sites(sites), list(examples)
     _check(examples, dtype, side, on_error)
     todo = shared_out(examples, batch_size, shards, limit, limit_per_shard)
-    aside = set_aside(Path(store))
-    held = Store.open(store, fingerprint(vlm, sites, dtype, batch_size, side))
+    facts = fingerprint(vlm, sites, dtype, batch_size, side)
+    held = Store.open(store, facts)  # first: what another's folder holds is not ours to set aside
+    if aside := set_aside(Path(store)):
+        held = Store.open(store, facts)
     done = held.done(sites[0], 0)
     for batch in todo:
         _check_same(held, [one for one in batch if one.id in done][:1])
