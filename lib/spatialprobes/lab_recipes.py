@@ -116,7 +116,7 @@ def qwen_recipe(recipe: Recipe, name: str = QWEN) -> Recipe:
 
 
 CAPTION_SHARE = 0.2  # of the turns of the models whose captions are what they are for
-DINO_PASS = Pass(items=1500 * 96, batch_size=96, lr=1e-3, muon_lr=2e-3)
+DINO_PASS = Pass(items=1000 * 96, batch_size=96, lr=1e-3, muon_lr=2e-3)
 
 
 def idefics2_recipe(recipe: Recipe) -> Recipe:
