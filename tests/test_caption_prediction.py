@@ -256,3 +256,10 @@ def test_correlations_equal_the_published_table(published, real_data):
         column = f"{short[row.predictor]}→{outcomes[row.outcome]}_{row.kind}"
         printed = expected.loc[models[row.model]]
         assert (round(row.r, 4), round(row.p, 4)) == (printed[f"{column}_r"], printed[f"{column}_p"])
+
+
+def test_an_interval_that_some_draws_lack_is_nan_and_not_of_no_width():
+    x, y = np.arange(12.0), np.zeros(12)
+    y[3] = 1.0  # about a third of the draws miss it, and then nothing varies
+    found = correlation(x, y)
+    assert np.isfinite(found.r) and np.isnan([found.low, found.high]).all()

@@ -84,7 +84,8 @@ def correlation(
     else:
         found = _drawn(data, codes, count, draws, seed)
         low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(found).all() else (np.nan, np.nan)
-    return Correlation(r, float(np.fmin(low, r)), float(np.fmax(high, r)), _p(r, count - 2 - held), len(data), count)
+    # NaN stays NaN: np.minimum, where np.fmin would make an interval of no width of it
+    return Correlation(r, float(np.minimum(low, r)), float(np.maximum(high, r)), _p(r, count - 2 - held), len(data), count)
 
 
 def correlate(
