@@ -77,6 +77,12 @@ def test_lists_are_those_of_fp64_distances(name, metric):
         assert found.shape == (len(x), k) and (found == directly(x, k, metric)).all()
 
 
+def test_a_crowd_is_looked_through_in_parts(monkeypatch):
+    x = HARD["a crowd of copies"]
+    monkeypatch.setattr(neighbour_search, "CROWD", 250)
+    assert (neighbours.nearest(x, 7, block=64) == directly(x, 7)).all()
+
+
 @FEW
 @given(
     arrays(np.float32, st.tuples(st.integers(3, 30), st.integers(1, 4)), elements=st.integers(-3, 3).map(float)),

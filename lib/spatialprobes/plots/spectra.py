@@ -114,7 +114,10 @@ def bars(frame: pd.DataFrame, *, measures: Sequence[str] = SHOWN, width: str = "
         ax.axhline(0, color="black", linewidth=0.6)
         ax.margins(y=0.16)
         ax.grid(axis="y")
-    legend(figure, [Patch(color=_look(site, i)[0], label=named(site)) for i, site in enumerate(sites)])
+    handles = [Patch(color=_look(site, i)[0], label=named(site)) for i, site in enumerate(sites)]
+    if len(sites) > 1:
+        handles.append(Line2D([], [], linestyle="none", label=f"×: {named(sites[-1])} over {named(sites[0])}"))
+    legend(figure, handles)
     return figure
 
 

@@ -29,6 +29,7 @@ SPARE = 16  # candidates beyond the k-th
 AT_ONCE = 1 << 18  # numbers taken to fp64 at once: they stay in the cache
 SAMPLE = 256  # queries whose scores are checked
 SAFETY = 4
+CROWD = 1 << 22  # scores looked through at once where many are as good
 PART = 4096  # rows taken to fp64 at once
 UNIT = 2.0**-24  # half the distance of 1 and the next fp32
 
@@ -252,14 +253,14 @@ class _Gallery:
         if values.shape[1] < many:  # something as good may be left outside
             crowded = (values[:, -1:] >= values[:, k - 1 : k] - margin)[:, 0].cpu().numpy()
         self._settle(found, candidates.cpu().numpy(), close, ~crowded, start)
-        if crowded.any():
-            at = torch.from_numpy(np.flatnonzero(crowded)).to(self.device)
-            some = scores[at]
-            row, column = torch.nonzero(some >= values[at, k - 1 : k] - margin[at], as_tuple=True)
+        step = max(1, CROWD // (many + 1))
+        for rows in np.split(np.flatnonzero(crowded), range(step, int(crowded.sum()), step)) if crowded.any() else []:
+            at = torch.from_numpy(rows).to(self.device)
+            row, column = torch.nonzero(scores[at] >= values[at, k - 1 : k] - margin[at], as_tuple=True)
             row, column = row.cpu().numpy(), column.cpu().numpy()
-            order = np.lexsort((column, self._distances(np.flatnonzero(crowded)[row] + start, column), row))
-            begins = np.searchsorted(row[order], np.arange(len(at)))
-            found[crowded] = column[order][begins[:, None] + np.arange(k)]
+            order = np.lexsort((column, self._distances(rows[row] + start, column), row))
+            begins = np.searchsorted(row[order], np.arange(len(rows)))
+            found[rows] = column[order][begins[:, None] + np.arange(k)]
         return found
 
     def _settle(self, found, candidates, close, rows, start: int) -> None:

@@ -250,7 +250,7 @@ def _blocks(x: Tokens) -> Iterator[Float[torch.Tensor, "block token width"]]:
     for whole in [x] if hasattr(x, "ndim") else x:
         if len(whole.shape) != 3 or 0 in whole.shape:
             raise ValueError(f"tokens of shape {tuple(whole.shape)}; [n, token, width] with at least one of each is wanted")
-        step = max(1, AT_ONCE // (whole.shape[1] * whole.shape[2]))
+        step = max(1, AT_ONCE // (whole.shape[1] * max(whole.shape[1:])))  # cosines of all pairs of tokens too
         for start in range(0, whole.shape[0], step):
             block = torch.as_tensor(whole[start : start + step]).detach()
             yield block if block.dtype in (torch.float32, torch.float64) else block.float()
