@@ -181,7 +181,7 @@ def check(vlm: VLM, examples: Sequence[Example], sizes: Sizes, folder: Path) -> 
 
 
 # ---- what is made of it ----
-def summarise(timings: Timings, sizes: Sizes, flops: int, square_flops: int) -> tuple[list[Result], list[Result]]:
+def summarise(timings: Timings, sizes: Sizes, flops: dict[str, int], square_flops: int) -> tuple[list[Result], list[Result]]:
     """(results, floors): milliseconds a picture, how many times ours the hook takes, and what share of it the runs alone are."""
     seconds = timings.seconds
     rates = [square_flops / s for s in seconds["square matmul"]]
@@ -193,7 +193,9 @@ def summarise(timings: Timings, sizes: Sizes, flops: int, square_flops: int) -> 
             times = [a / b for a, b in zip(spent[name], spent[OURS], strict=True)]
             results.append(result(f"{name}, over ours{kind}", "times", times))
     floors = [
-        result(f"{name}, of square matmul", "share", [flops / rate / s for rate, s in zip(rates, seconds[name], strict=True)])
+        result(
+            f"{name}, of square matmul", "share", [flops[name] / rate / s for rate, s in zip(rates, seconds[name], strict=True)]
+        )
         for name in (OURS, BARE)
     ]
     shares = [a / b for a, b in zip(timings.by_processor[BARE], timings.by_processor[OURS], strict=True)]
@@ -243,7 +245,7 @@ def measure(vlm: VLM, sizes: Sizes, repetitions: int, device: torch.device, leas
     differences = check(vlm, examples, sizes, folder)
     square, square_flops = matmul(sizes.square, sizes.square, sizes.square, device, vlm.dtype)
     every = paths(vlm, examples, sizes, folder)
-    flops = sum(count(every[BARE]).values())
+    flops = {name: sum(count(every[name]).values()) for name in (OURS, BARE)}  # ours leaves out what the connector does not read
     begun = time.perf_counter()
     timings = alternate({"square matmul": square} | every, repetitions, device, least)
     results, floors = summarise(timings, sizes, flops, square_flops)
