@@ -47,6 +47,9 @@ PREDICTORS = {
     "mse_pre": "MSE of inputs",
     "relative_error": "relative error of features",
     "retained_energy": "energy retained (share)",
+    "knor": "neighbours kept (KNOR)",
+    "displacement": "displacement of neighbours",
+    "effective_rank": "effective rank of features",
 }
 ARMS = {
     "live": "live",
