@@ -24,7 +24,7 @@ from spatialprobes.audit_figures import figures
 from spatialprobes.audit_files import Material, gather
 from spatialprobes.audit_findings import findings
 from spatialprobes.claims import Claim, markdown, save_claims
-from spatialprobes.sources.connector_published import label
+from spatialprobes.sources.connector_published import KINDS, label
 from spatialprobes.tables import provenance, save_table, write_atomically
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def write(made: Audit, out: str | Path, facts: dict[str, object]) -> list[Path]:
 def fingerprint(root: Path) -> str:
     """sha256 over the names and contents of the result files below `root`, in the order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(path for kind in ("*.csv", "*.json") for path in root.rglob(kind)):
+    files = (path for kind in KINDS for path in (root / kind).rglob("*") if path.suffix in (".csv", ".json"))
+    for path in sorted(files):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
