@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Tokens = Float[np.ndarray, "n token width"] | Iterable[Float[np.ndarray, "block token width"]]
 
 TOP = 128  # components that a mean spectrum keeps, as the study
-AT_ONCE = 1 << 23  # numbers of token matrices held at once: 64 MB in fp64
+AT_ONCE = 1 << 22  # numbers of token matrices held at once: 32 MB in fp64
 PANEL = 96  # columns of a Gram matrix made at once, from the diagonal down
 TOP_ENERGIES = (1, 5, 10)
 ENERGIES = (0.80, 0.90)
@@ -228,7 +228,8 @@ def _gram(x: Float[torch.Tensor, "n token width"]) -> Float[torch.Tensor, "n sma
 
     fp32 would not do: what is rounded off the largest eigenvalue is of the size of the square of 2e-4 times its root.
     """
-    x = x.double() - x[:, :1].double()  # tokens that are all the same become 0, which less their mean they might not
+    # tokens that are all the same become 0: in fp64 the mean of equal fp32 numbers is exact, that of fp64 ones may not be
+    x = x - x[:, :1] if x.dtype == torch.float64 else x.double()
     x -= x.mean(1, keepdim=True)
     x = x if x.shape[1] <= x.shape[2] else x.mT
     small = x.shape[1]
