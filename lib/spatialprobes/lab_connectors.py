@@ -38,9 +38,10 @@ RECONSTRUCTORS, CONNECTORS = "reconstructors", "connectors"  # folders under the
 OTHER_CONNECTORS = {"lab-llava": "invertible", IDEFICS2: "cross_attention"}  # by lab model
 SCENES_SEED, CAPTIONS_SEED = 300, 400  # streams of scenes
 FRESH = 500  # scenes on which a card's numbers are measured
-READING = Schedule(epochs=4, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=4, min_delta=0.0)
+READING = Schedule(epochs=12, batch_size=16, accumulation=1, lr=1e-3, warmup=100, patience=12, min_delta=0.0)
 LONGER = dataclasses.replace(READING, epochs=40, lr=2e-3, patience=40)  # a small network, quickly passed through
 CAPTIONS = Schedule(epochs=4, batch_size=16, accumulation=1, lr=2e-3, warmup=100, patience=4, min_delta=0.0)
+ANEW = dataclasses.replace(CAPTIONS, epochs=20, patience=20)  # attention that has to find its places first
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def reconstructor_recipe(model: str) -> ReconstructorRecipe:
 
 def connector_recipe(model: str) -> ConnectorRecipe:
     """The published proportions, but for couplings as wide as what they read: an eighth of 128 would be narrow."""
-    return ConnectorRecipe({"hidden": 64} if model.startswith("lab-llava") else {"heads": 4})
+    if model.startswith("lab-llava"):
+        return ConnectorRecipe({"hidden": 64})
+    return ConnectorRecipe({"heads": 4}, schedule=ANEW)
 
 
 def lab_reconstructor(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 PROTOTYPES, BOTTLENECK = 256, 64
-STUDENT, TEACHER = 0.1, 0.05  # temperatures
+STUDENT, TEACHER = 0.1, 0.04  # temperatures
 MOMENTUM, CENTRE_MOMENTUM = 0.99, 0.9
 LEAST = 0.5  # side of a view, in that of the picture
 VIEWS = 2
@@ -112,7 +112,18 @@ class SelfDistillation(nn.Module):
 
 def _projection() -> nn.Sequential:
     inner = [nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, BOTTLENECK), _Unit()]
-    return nn.Sequential(*inner, nn.Linear(BOTTLENECK, PROTOTYPES, bias=False))
+    return nn.Sequential(*inner, _Prototypes())
+
+
+class _Prototypes(nn.Module):
+    """Cosines with the prototypes, which keep length 1: were they free to shrink, all views would come to be called alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(PROTOTYPES, BOTTLENECK))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "n prototype"]:
+        return F.linear(x, F.normalize(self.weight, dim=-1))
 
 
 class _Unit(nn.Module):

@@ -65,6 +65,7 @@ shards: str = "0/1"  # index/count of this job, where extraction is shared out o
 limit_per_shard: int = 0  # most pictures of each folder; 0 for all
 store: str = ""  # folder in which tokens are kept; empty for the run's own, which is made anew
 reconstructor: str = "lab"  # lab: those that came with the lab models; or a folder of one; empty for none
+export: str = ""  # folder to also write results in the study's own layout to; empty for none
 
 # %%
 import shutil
@@ -74,7 +75,16 @@ import numpy as np
 import pandas as pd
 
 from spatialprobes import stats
-from spatialprobes.probes import connector_states, duplicates, neighbours, similarity, spectra, where_what
+from spatialprobes.probes import (
+    connector_export,
+    connector_states,
+    duplicates,
+    neighbours,
+    reconstruction_summary,
+    similarity,
+    spectra,
+    where_what,
+)
 from spatialprobes.probes import references as reference_models
 from spatialprobes.probes.reconstruction import Reconstructor, evaluate
 from spatialprobes.record import Record
@@ -93,7 +103,7 @@ if size not in SIZES:
 pictures, singles, read_from = (min(n, limit) if limit else n for n in SIZES[size])  # pictures; of one object; for readouts
 stream = 9_000_000 + check_seed(seed)  # scenes that no lab model was trained on
 models = [model, *(name for name in compare.split() if name != model)]
-counts = tuple(int(k) for k in ks.split() if k.isdigit())
+counts = tuple(int(k) for k in ks.split()) if all(k.isdigit() for k in ks.split()) else ()
 job = tuple(int(part) for part in shards.split("/") if part.isdigit())
 
 # %%
@@ -111,6 +121,7 @@ LEGAL = {  # what would end the notebook later is refused now
     "shards": ("index/count, such as 0/4", len(job) == 2 and 0 <= job[0] < job[1]),
     "limit_per_shard": ("0 or more", limit_per_shard >= 0),
     "reconstructor": ("lab, empty, or a folder", reconstructor in ("lab", "") or Path(reconstructor).is_dir()),
+    "export": ("a folder, there or not yet", not export or Path(export).is_dir() or not Path(export).exists()),
 }
 if wrong := [name for name, (_, right) in LEGAL.items() if not right]:
     raise ValueError(f"{wrong[0]} is {globals()[wrong[0]]!r}; it must be {LEGAL[wrong[0]][0]}")
@@ -119,9 +130,10 @@ if wrong := [name for name, (_, right) in LEGAL.items() if not right]:
 # ## What stands before and after
 #
 # **Which vectors are compared?** E_pre is what the tower hands over, E_post what the language model is given. Only tower and
-# connector are run. *Before* has two meanings: the tower's residual stream (`pre`), and what the connector's weights see after
-# the norm that stands in front of them (`pre_normed`). The study hooked LLaVA before any norm, Idefics2 behind one, and the Qwens
-# before theirs, where a few giant directions drown all others. Both are kept. Class tokens are part of neither.
+# connector are run. *Before* has two meanings: the tower's residual stream (`pre`), and what the last norm makes of it
+# (`pre_normed`). The connectors of the Qwens and of Idefics2 read the normed form, LLaVA's the stream itself; the study hooked
+# Idefics2 behind its norm, but the Qwens before theirs, where a few giant directions drown all others. Both are kept, and what a
+# connector is compared with is what it reads. Class tokens are part of neither.
 
 # %%
 options = {"dtype": dtype, "device": device, "quantize": quantize, "image_fit": image_fit}
@@ -150,6 +162,7 @@ def extracted(one, examples, what):
 loaded = {model: vlm} | {name: VLM.load(name, **options) for name in models[1:]}
 states = {name: extracted(one, shown, "pictures") for name, one in loaded.items()}
 every = list(loaded.values())  # what the tables are about
+reads = {name: "pre" if one.facts()["family"] == "llava" else "pre_normed" for name, one in loaded.items()}  # of the two
 everywhere = set.intersection(*(set(one.keys) for one in states.values()))
 keys = [one.id for one in shown if one.id in everywhere]  # the order of every matrix below
 if len(keys) <= max(counts):
@@ -207,6 +220,9 @@ measured = [
 overlaps = run.table("overlaps", pd.concat(measured, ignore_index=True), vlm=every, seed=seed)
 by = ("model", "comparison")
 summary = run.table("overlap_summary", neighbours.summary(overlaps, by, seed=seed), vlm=every, seed=seed)
+run.figure("geometry.knor", table="overlap_summary",
+           caption="Share of a picture's k nearest neighbours that the connector keeps, E_pre before and behind "
+                   "the norm in front of it, with 95% intervals over pictures; dotted: chance.")  # fmt: skip
 print(summary[[*by, "k", "knor", "low", "high", "chance", "floor", "excess", "displacement"]].round(3).to_string(index=False))
 
 # %% [markdown]
@@ -227,6 +243,9 @@ if aligned:
     to_references = run.table("reference_overlaps", pd.concat(aligned, ignore_index=True), vlm=every, seed=seed)
     by = ("model", "reference", "site")
     toward = run.table("reference_summary", neighbours.summary(to_references, by, seed=seed), vlm=every, seed=seed)
+    run.figure("geometry.bars", table="reference_summary", bar="site",
+               caption="Neighbours before and behind the connector against those of models that have nothing to "
+                       "do with it, with 95% intervals over pictures; dotted: chance.")  # fmt: skip
     wide = toward[toward["k"] == max(counts)].pivot(index=["model", "reference"], columns="site", values="knor")
     print(f"KNOR with the reference at k = {max(counts)}", wide.round(3), sep="\n")
 
@@ -249,6 +268,13 @@ by_picture = [one.table().assign(model=name, site=site) for (name, site), one in
 ranks = run.table("spectra", pd.concat(by_picture, ignore_index=True), vlm=every, seed=seed)
 means = [spectra.spectrum(one.singular_values).assign(model=name, site=site) for (name, site), one in found.items()]
 run.table("mean_spectra", pd.concat(means, ignore_index=True), vlm=every, seed=seed)
+run.figure("spectra.curves", table="mean_spectra",
+           caption="Mean energy spectrum of a picture's tokens before and behind the connector; bands: where 95% "
+                   "of pictures lie.")  # fmt: skip
+run.table("spectra_summary", spectra.summary(ranks, ("model", "site"), seed=seed), vlm=every, seed=seed)
+run.figure("spectra.bars", table="spectra_summary",
+           caption="What is read off the spectra before and behind the connector, with 95% intervals over "
+                   "pictures.")  # fmt: skip
 columns = ["effective_rank", "effective_rank_normalized", "top1_energy_ratio", "top10_energy_ratio", "mean_pairwise_cosine"]
 print(ranks.groupby(["model", "site"], sort=False)[columns].mean().round(3))
 
@@ -268,6 +294,9 @@ alike = [
     for site in ("pre", "pre_normed")
 ]
 similar = run.table("similarity", pd.concat(alike, ignore_index=True), vlm=every, seed=seed)
+run.figure("geometry.similarity", table="similarity",
+           caption="Likeness of the spaces before and behind the connector by correlation of distances and by "
+                   "linear CKA, with 95% intervals.")  # fmt: skip
 print(similar.pivot(index=["model", "comparison"], columns=["measure", "metric"], values="estimate").round(3).to_string())
 
 # %% [markdown]
@@ -295,14 +324,14 @@ decoded = run.table("where_what_decoded", pd.concat(decoded, ignore_index=True),
 both = [(name, near[near["model"] == name], decoded[decoded["model"] == name]) for name in loaded]
 views = pd.concat([where_what.summary(a, b, seed=seed).assign(model=name) for name, a, b in both], ignore_index=True)
 run.table("where_what", views, vlm=every, seed=seed)
-changes = [where_what.kept(a, b, "pre_normed", seed=seed).assign(model=name) for name, a, b in both]
+changes = [where_what.kept(a, b, reads[name], seed=seed).assign(model=name) for name, a, b in both]
 kept_of = run.table("where_what_kept", pd.concat(changes, ignore_index=True), vlm=every, seed=seed)
 run.table("where_what_here", views[views["model"] == model].drop(columns="model"), seed=seed)
 run.figure("where_what.before_after", table="where_what_here",
-           caption="What and where before and after the connector: pictures of one object whose neighbours show the same thing, "
-                   "or something in the same cell, beyond chance; colour and place of each shape read linearly from scenes; with "
-                   "95% intervals over pictures.")  # fmt: skip
-print("after minus before (pre_normed)", kept_of.round(3).to_string(index=False), sep="\n")
+           caption="What and where before and after the connector: pictures of one object whose neighbours show "
+                   "the same thing, or something in the same cell, beyond chance; colour and place of each shape "
+                   "read linearly from scenes; with 95% intervals over pictures.")  # fmt: skip
+print("after minus before", kept_of.round(3).to_string(index=False), sep="\n")
 
 # %% [markdown]
 # **Reading.** The mean over tokens, on which neighbourhoods, distances and CKA are measured here as in the study, knows what is
@@ -328,12 +357,47 @@ for name, one in states.items():
     back.append(rows.assign(model=name))
 if back:
     rebuilt = run.table("reconstruction", pd.concat(back, ignore_index=True), vlm=every, seed=seed)
+    run.table("reconstruction_summary", reconstruction_summary.summary(rebuilt, seed=seed), vlm=every, seed=seed)
+    run.figure("reconstruction.scores", table="reconstruction_summary",
+               caption="Variance of E_pre that is read back from E_post, by the trained reconstructor and by a "
+                       "linear map, with 95% intervals over pictures; the mean token's is 0.")  # fmt: skip
     print(rebuilt.groupby("model", sort=False)[["r2", "r2_linear", "cosine", "cosine_linear", "cosine_mean"]].mean().round(3))
     assert (rebuilt["part"] == "new").all(), "a picture of the training is among those that are judged"
 
 # %% [markdown]
 # **Reading.** R^2 is of standardised vectors, 0 for the mean. Cosine is of raw ones: where all tokens share a direction the mean
 # alone comes near 1, so read it against `cosine_mean`. That a larger network would not read back more is not shown.
+
+# %% [markdown]
+# ## The study's layout
+#
+# **The same numbers in the study's files and names**, as its scripts write them: raw vectors, neighbours within a folder.
+
+# %%
+SHORT = ("dinov3", "dino", "clip")  # what the study calls its references
+named = {next((short for short in SHORT if short in name), name): there.of(keys) for name, there in embedded.items()}
+space = {site: states[model].pooled(site, keys) for site in ("pre", "post")}
+pairs = {"pre_post": (space["pre"], space["post"])}
+pairs |= {f"{short}_{site}": (vectors, space[site]) for short, vectors in named.items() for site in space}
+within = {"ks": counts, "metric": metric, "gallery": "folder", "few": "shorten"}
+near_by = {what: neighbours.measure(*both, keys, **within) for what, both in pairs.items()}
+folders = pd.Series([connector_export.place(key)[0] for key in keys])
+alike_by = {
+    (what, folder): similarity.distance_correlation(a[own], b[own], metric, seed=seed).estimate
+    for what, (a, b) in pairs.items()
+    for folder, own in folders.groupby(folders).indices.items()
+}
+
+# %%
+tables = {site: found[model, site].table() for site in space}
+values = {site: found[model, site].singular_values for site in space}
+for folder in (run.folder / "study", export):
+    if folder:
+        label = model.rpartition("/")[2]
+        written = connector_export.geometry(folder, label, near_by, tables, values, alike_by, metric=metric)
+        if back and model in set(rebuilt["model"]):
+            written += connector_export.reconstruction(folder, label, rebuilt[rebuilt["model"] == model])
+        print(len(written), "files in", "study/ of the run's folder" if folder != export else export)
 
 # %% [markdown]
 # ## Claims
@@ -351,15 +415,14 @@ def claimed(id, statement, rule, found, table, caveat):
 
 
 most = max(counts)
-of = overlaps[(overlaps["comparison"] == "pre_normed") & (overlaps["k"] == most)].pivot(
-    index="key", columns="model", values="knor"
-)
+seen = overlaps[(overlaps["comparison"] == overlaps["model"].map(reads)) & (overlaps["k"] == most)]
+of = seen.pivot(index="key", columns="model", values="knor")
 plain = [name for name in loaded if loaded[name].facts()["family"] in ("llava", "idefics2")]
 qwens = [name for name in loaded if loaded[name].facts()["family"].startswith("qwen")]
 if plain and qwens:
     more = stats.bootstrap((of[plain].mean(axis=1) - of[qwens].mean(axis=1)).to_numpy(), None, seed=seed)
     claimed("geometry.families", "LLaVA and Idefics2 keep more of the pictures' neighbours than the Qwens.", "low > 0", more,
-            "overlaps", f"KNOR at {most}, E_pre behind its norm; {', '.join(plain)} against {', '.join(qwens)}")  # fmt: skip
+            "overlaps", f"KNOR at {most}, E_pre as it is read; {', '.join(plain)} and {', '.join(qwens)}")  # fmt: skip
 one = summary[(summary["model"] == model) & (summary["comparison"] == "pre") & (summary["k"] == most)].iloc[0]
 beyond = stats.Interval(one.excess, one.excess_low, one.excess_high, int(one.n), int(one.clusters))
 claimed("geometry.kept", "Half of the pictures' neighbours or more are kept, beyond what copies alone would keep.", "low > .5",
@@ -373,15 +436,15 @@ for site, id in (("pre", "geometry.toward"), ("pre_normed", "geometry.toward_nor
     own = to_references[(to_references["model"] == model) & (to_references["k"] == most)]
     wide = own[own["reference"] == anchor].pivot(index="key", columns="site", values="knor")
     gain = stats.bootstrap(wide["post"].to_numpy(), None, seed=seed, paired=wide[site].to_numpy())
-    which = "the residual stream" if site == "pre" else "what the connector's weights see"
+    which = "the residual stream" if site == "pre" else "the normed stream"
     claimed(id, f"Behind the connector, neighbours are more like {anchor}'s than in {which} before it.", "low > 0", gain,
-            "reference_overlaps", f"KNOR at {most}; the study finds it for the Qwens, against the residual stream")  # fmt: skip
+            "reference_overlaps", f"KNOR at {most}; the study finds it for the Qwens, in the stream")  # fmt: skip
 
 # %%
 wide = ranks[ranks["model"] == model].pivot(index="key", columns="site", values="effective_rank")
 site_matters = stats.ratio(wide["pre_normed"].to_numpy(), wide["pre"].to_numpy(), keys, keys, seed=seed)
 claimed("geometry.norm_site", "Where E_pre is taken hardly matters to its effective rank.", "low > .9 and high < 1.1",
-        site_matters, "spectra", "ratio of the means, behind and before the connector's norm; 1 where there is none")  # fmt: skip
+        site_matters, "spectra", "ratio of the means, behind and before the norm")  # fmt: skip
 single = near[(near["model"] == model) & (near["site"] == "post") & (near["factor"] == "where") & (near["form"] == "pooled")]
 unknown = stats.bootstrap((single["share"] - single["chance"]).to_numpy(), None, seed=seed)
 claimed("geometry.pooled_blind", "Neighbours by mean-pooled E_post do not say where an object is.", "low > -.05 and high < .05",

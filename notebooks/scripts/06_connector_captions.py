@@ -108,7 +108,7 @@ SIZES = {"quick": (80, 40), "lab": (500, 250), "full": (2000, 5000)}
 if size not in SIZES:
     raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
 pictures, perturbed = (min(n, limit) if limit else n for n in SIZES[size])  # captioned by arms; under perturbations
-stream = 9_500_000 + check_seed(seed)  # scenes that no lab model was trained on
+stream = 9_000_000 + check_seed(seed)  # the scenes of 05_connector_geometry, on which no lab model was trained
 
 
 def numbers(text):
@@ -225,6 +225,10 @@ for arm, text in scored[scored["key"] == keys[0]][["arm", "caption"]].itertuples
 # BERTScore is of the encoder named, without rescaling, and not to be compared with another encoder's.
 
 # %%
+shown_scores = ["clipscore_100", "lab_recall", "lab_where"] if not data else ["clipscore_100", "bertscore_gt_f1"]
+run.figure("captions.scores", table="caption_summary", value=[one for one in shown_scores if one in set(summary["value"])],
+           caption="Scores of captions by what stands in the places of the picture's tokens, with 95% intervals "
+                   "over pictures; empty captions count as 0.")  # fmt: skip
 line = summary[summary["empties"] == "as 0"].pivot(index="arm", columns="value", values="estimate")
 columns = [
     c for c in ("same", "empty", "words", "clipscore_100", "bertscore_f1", "lab_recall", "lab_invented", "lab_where") if c in line
@@ -253,6 +257,10 @@ if not data:
     changed = lab_captions.measure(changed, shown[:perturbed])
 changed = run.table("perturbed", caption_summary.drops(changed), seed=seed)
 curves = run.table("perturbation_curves", perturbation.curves(changed, seed=seed), seed=seed)
+for axis, name in (("level", "perturbation-curves"), ("relative_error", "perturbation-by-error")):
+    run.figure("perturbation.curves", table="perturbation_curves", x=axis, name=name,
+               caption="Drop of CLIPScore (before minus after) against how much was changed, with 95% intervals "
+                       "over pictures; below, the share of empty captions.")  # fmt: skip
 some = curves[(curves["value"] == "clipscore_100_drop") & (curves["empties"] == "as 0")]
 print(
     some[["kind", "level", "estimate", "low", "high", "empty", "rank", "retained_energy", "relative_error"]]
@@ -273,7 +281,8 @@ print(
 
 # %%
 copies = duplicates.exact(states.digests(keys))
-sides = [states.pooled(site, keys) for site in ("pre_normed", "post")]
+read = "pre" if vlm.facts()["family"] == "llava" else "pre_normed"  # what the connector reads
+sides = [states.pooled(site, keys) for site in (read, "post")]
 kept_near = neighbours.measure(*sides, keys, ks=(k,), metric=metric, duplicates=copies)[["key", "knor", "displacement"]]
 ranks_post = spectra.measure(states.vectors("post", keys), keys)[["key", "effective_rank"]]
 facts = kept_near.merge(ranks_post, on="key")
@@ -289,6 +298,10 @@ after["copies"] = copies
 # %%
 related = caption_prediction.correlate(after, predictors, outcomes, controls=controls, duplicates="copies", seed=seed)
 related = run.table("prediction", related, seed=seed)
+run.figure("caption_prediction.forest", table="prediction", rows="all", outcome="clipscore_100_drop",
+           caption="Correlations of what was done to a picture's tokens with what became of its caption: raw, "
+                   "with the score before held constant, and with the change of length; 95% intervals over "
+                   "pictures.")  # fmt: skip
 shown_rows = related[(related["kind"] == "pearson") & (related["rows"] == "all")]
 print(shown_rows.pivot(index="predictor", columns=["outcome", "controls"], values="r").round(2).to_string())
 print(f"{(related['q'] < 0.05).sum()} of {related['q'].notna().sum()} have q < .05")
@@ -301,15 +314,14 @@ print(f"{(related['q'] < 0.05).sum()} of {related['q'].notna().sum()} have q < .
 # ## The study's layout
 #
 # **The same numbers in the study's files and names**, for those who compare with its code, and for the audit that follows.
+# (Geometry and reconstruction are exported by `05_connector_geometry`.)
 
 # %%
 for folder in (run.folder / "study", export):
     if folder:
         label = model.rpartition("/")[2]
-        written = connector_export.reconstruction(folder, label, back) if back is not None else []
-        if post_hat:
-            written.append(connector_export.captions(folder, label, scored))
-        written += connector_export.perturbation(folder, label, changed, perturbation_seed)
+        written = connector_export.perturbation(folder, label, changed, perturbation_seed)
+        written += [connector_export.captions(folder, label, scored)] if post_hat else []
         print(len(written), "files in", "study/ of the run's folder" if folder != export else export)
 
 # %% [markdown]
@@ -317,13 +329,13 @@ for folder in (run.folder / "study", export):
 #
 # **What do the published files say?** The same tables, digit by digit, from files in the study's layout, and beside them what the
 # study left out: copies, the score before, length, empty captions, run noise. From a checkout of the authors' repository this is
-# the command `spatialprobes published vlm-connectors SOURCE --out DIR`. Here it reads what a lab run left in that layout, unless
-# `published` names a folder.
+# the command `spatialprobes published vlm-connectors SOURCE --out DIR`, which writes tables and figures. Here it reads what a lab
+# run left in that layout, unless `published` names a folder.
 
 # %%
 sample = Path(published) if published else root() / "data" / "samples" / "vlm_connectors"
-again = audit(sample, run.folder / "audit", seed=seed)
-print(f"{len(again.missing)} files missing or mended, {len(again.claims)} claims, {len(again.drawn)} figures, in audit/")
+again = audit(sample, seed=seed)
+print(f"{len(again.tables)} tables, {len(again.missing)} files missing or mended, {len(again.claims)} claims")
 rows = [(one.id, one.rule, one.verdict) for one in again.claims]
 print(pd.DataFrame(rows, columns=["claim", "rule", "verdict"]).to_string(index=False))
 
@@ -369,10 +381,10 @@ if post_hat:
 pearson = related[(related["kind"] == "pearson") & (related["rows"] == "all") & (related["outcome"] == "clipscore_100_drop")]
 for id, predictor, rule, statement in (
     ("captions.cosine", "reproj_cosine", "high < -.2", "Where reconstructed tokens point elsewhere, captions score lower."),
-    ("captions.knor", "knor", "low > -.2 and high < .2", "A picture's neighbours, kept or not, do not say how its caption fares."),
+    ("captions.knor", "knor", "low > -.2 and high < .2", "Neighbours, kept or not, do not say how a caption fares."),
 ):  # fmt: skip
     row = pearson[(pearson["predictor"] == predictor) & (pearson["controls"] == "baseline")]
-    if len(row) and np.isfinite(row.iloc[0]["r"]):
+    if len(row) and np.isfinite(row.iloc[0]["low"]):  # none where too few captions changed to draw others from
         one = row.iloc[0]
         claimed(id, statement, rule, stats.Interval(one.r, one.low, one.high, int(one.n), int(one.n)), "prediction",
                 f"correlation of {predictor} with the drop of CLIPScore, score before held constant")  # fmt: skip

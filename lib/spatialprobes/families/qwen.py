@@ -199,4 +199,7 @@ class _OurProcessor:
         return super().check_argument_for_proper_class(name, argument)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Any:
-        return super().apply_chat_template(conversation, chat_template, **{**self.options, **options})
+        template = str(chat_template or self.chat_template)
+        # one that the template does not name would be taken for the tokenizer's
+        known = {name: value for name, value in self.options.items() if name in template}
+        return super().apply_chat_template(conversation, chat_template, **{**known, **options})
