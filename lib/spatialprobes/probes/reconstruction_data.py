@@ -33,7 +33,9 @@ def rows(vectors: Any, which: Sequence[int] | slice) -> Float[Tensor, "picture t
     else:
         index = torch.as_tensor(which) if isinstance(vectors, Tensor) else np.asarray(which, dtype=np.int64)
         found = vectors[index]
-    return torch.as_tensor(np.asarray(found) if not isinstance(found, Tensor) else found).float()
+    return (
+        found.float().cpu() if isinstance(found, Tensor) else torch.from_numpy(np.array(found, np.float32))
+    )  # a view may be read-only
 
 
 def check(pre: Any, post: Any, keys: Sequence[str]) -> tuple[tuple[int, int], tuple[int, int]]:
