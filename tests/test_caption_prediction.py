@@ -263,3 +263,9 @@ def test_an_interval_that_some_draws_lack_is_nan_and_not_of_no_width():
     y[3] = 1.0  # about a third of the draws miss it, and then nothing varies
     found = correlation(x, y)
     assert np.isfinite(found.r) and np.isnan([found.low, found.high]).all()
+
+
+def test_an_outcome_that_no_row_has_gives_no_correlation_and_no_error():
+    frame = pd.DataFrame({"model": "m", "x": np.arange(9.0), "y": np.nan, "base": np.arange(9.0) % 4})
+    found = correlate(frame, ["x"], ["y"], controls={"baseline": ["base"]})
+    assert found["r"].isna().all() and (found["n"] == 0).all() and (found["left_out"] == 9).all()

@@ -180,6 +180,15 @@ def test_every_lab_model_of_a_parameter_with_several_counts(root, value):
     assert hashes(root)["b"] != before["b"] and hashes(root)["a"] == before["a"]
 
 
+def test_what_stands_beside_a_lab_model_counts_where_the_code_names_its_folder(root):
+    for name in ("small/lab-toy", "small/lab-toy-other", "small/lab-toys", "tiny/lab-toy"):
+        (root / "data/lab" / name).mkdir(parents=True)
+        (root / "data/lab" / name / "config.json").write_text("{}")
+    assert set(due.statuses(root)["a"].parts["data"]) == {"lab-toy"}
+    notebook(root / "notebooks/toy.ipynb", write=WRITE + '\nfolder = "small"')
+    assert set(due.statuses(root)["a"].parts["data"]) == {"lab-toy", "small/lab-toy", "small/lab-toy-other"}
+
+
 def test_a_failed_attempt_is_told_until_something_changes(root):
     status = due.statuses(root)["a"]
     left = root / "data" / "runs" / "a" / "failed"

@@ -148,7 +148,8 @@ def _cells(notebook: Path) -> list[Any]:
 
 
 def _named_data(root: Path, run: Run, notebook: Path) -> dict[str, str]:
-    """Hash of each lab model and of each path inside the checkout that the run's parameters name, or the notebook's code.
+    """Hash of each lab model and of each path inside the checkout that the run's parameters name, or the notebook's code, and of
+    what stands beside such a model in a folder that the code names (its reconstructor, another connector).
 
     A model named by hub id or kept outside the checkout is told by its name and revision alone: hashing it would mean reading it.
     """
@@ -159,6 +160,9 @@ def _named_data(root: Path, run: Run, notebook: Path) -> dict[str, str]:
     models = [folder.name for folder in sorted(lab.iterdir()) if (folder / "config.json").is_file()] if lab.is_dir() else []
     code = "\n".join(source for kind, source, tags in _cells(notebook) if kind == "code" and "parameters" not in tags)
     named = {name: lab / name for name in models if name in values or re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", code)}
+    for beside in sorted(path.parent for path in lab.glob("*/*/config.json") if path.parent.parent.name in code):
+        if any(beside.name == name or beside.name.startswith(f"{name}-") for name in models if name in named):
+            named[f"{beside.parent.name}/{beside.name}"] = beside
     for value in sorted(value for value in values if "/" in value and not value.startswith("/")):
         path = root / value
         if os.path.exists(path) and root.resolve() in path.resolve().parents:  # False too for what no name could be

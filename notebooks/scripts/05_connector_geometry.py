@@ -97,7 +97,7 @@ from spatialprobes.worlds.lab_captions import lab_captioned
 names = """model revision dtype device quantize image_fit batch_size limit seed size compare data side references pool metric
 prepare gallery ks near_copies shards limit_per_shard reconstructor""".split()
 parameters = {name: globals()[name] for name in names}
-SIZES = {"quick": (150, 216, 120), "lab": (1000, 864, 500), "full": (10**6, 864, 500)}
+SIZES = {"quick": (150, 216, 120), "lab": (600, 864, 300), "full": (10**6, 216, 120)}
 if size not in SIZES:
     raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
 pictures, singles, read_from = (min(n, limit) if limit else n for n in SIZES[size])  # pictures; of one object; for readouts
@@ -153,8 +153,8 @@ if not store:
 # %%
 def extracted(one, examples, what):
     """The tokens of these pictures at every site, before and after the connector of this model."""
-    lab = one.source.kind == "lab"
-    how = {"side": side or (None if lab else 336), "dtype": "float32" if lab else "bfloat16", "batch_size": batch_size}
+    exactly = "bfloat16" if str(one.model.dtype).endswith("bfloat16") else "float32"  # what the model runs in loses nothing
+    how = {"side": side or (None if one.source.kind == "lab" else 336), "dtype": exactly, "batch_size": batch_size}
     part = {"shards": job, "limit_per_shard": limit_per_shard or None} if what == "pictures" else {}
     return connector_states.extract(one, examples, kept / one.source.name.replace("/", "--") / what, **how, **part)
 

@@ -71,6 +71,7 @@ export: str = ""  # folder to also write results in the study's own layout to; e
 # %%
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,7 @@ import pandas as pd
 
 from spatialprobes import stats
 from spatialprobes.audit import audit
+from spatialprobes.images import open_image
 from spatialprobes.paths import lab_folder, root
 from spatialprobes.probes import (
     caption_prediction,
@@ -104,7 +106,7 @@ from spatialprobes.vlm import VLM
 names = """model revision dtype device quantize image_fit batch_size limit seed size data request max_new_tokens side
 reconstructor connector clip bert masks ranks rotations perturbation_seed metric k published""".split()
 parameters = {name: globals()[name] for name in names}
-SIZES = {"quick": (80, 40), "lab": (500, 250), "full": (2000, 5000)}
+SIZES = {"quick": (80, 40), "lab": (300, 120), "full": (2000, 5000)}
 if size not in SIZES:
     raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
 pictures, perturbed = (min(n, limit) if limit else n for n in SIZES[size])  # captioned by arms; under perturbations
@@ -170,16 +172,21 @@ if not store:
 
 # %%
 squash = side or (None if lab else 336)
-how = {"side": squash, "dtype": "float32" if lab else "bfloat16", "batch_size": batch_size}
+exactly = "bfloat16" if str(vlm.model.dtype).endswith("bfloat16") else "float32"  # what the model runs in loses nothing
+how = {"side": squash, "dtype": exactly, "batch_size": batch_size}
 states = connector_states.extract(vlm, shown, kept / "states", **how)
 shown = [one for one in shown if one.id in set(states.keys)]
 if squash:  # the model is to see what was stored, opened when it is used
-    shown = [replace(one, image=lambda one=one: connector_reading.squashed(one, squash).image) for one in shown]
+    shown = [
+        replace(one, image=partial(lambda of: connector_reading.squashed(open_image(of), squash), one.image)) for one in shown
+    ]
 keys = [one.id for one in shown]
 if len(keys) <= k:
     raise ValueError(f"{len(keys)} pictures could be read; k={k} neighbours need more")
 post = dict(zip(keys, states.vectors("post", keys)[:], strict=True))
-own = lab_folder() / "reconstructors" / model if reconstructor == "lab" else Path(reconstructor) if reconstructor else None
+own = Path(reconstructor) if reconstructor not in ("", "lab") else None
+if reconstructor == "lab" and lab:
+    own = lab_folder() / "reconstructors" / model
 post_hat, back = None, None
 if own is not None and own.is_dir():
     there = reconstruction.Reconstructor.load(own)
@@ -187,7 +194,7 @@ if own is not None and own.is_dir():
     back = reconstruction.evaluate(there, before, states.vectors("post", keys), keys)
     through = reconstruction.through_connector(vlm, there.predict(states.vectors("post", keys)), there.site)
     post_hat = dict(zip(keys, through, strict=True))
-print(f"{len(keys)} pictures; reconstructor: {own if post_hat else 'none'}")
+print(f"{len(keys)} pictures; reconstructor: {own.name if post_hat else 'none'}")
 
 # %% [markdown]
 # **An alternative connector**, where one is at hand: an invertible one for LLaVA, cross-attention for Idefics2, trained in the
@@ -195,7 +202,9 @@ print(f"{len(keys)} pictures; reconstructor: {own if post_hat else 'none'}")
 # else can take their place.
 
 # %%
-found = sorted((lab_folder() / "connectors").glob(f"{model}-*")) if connector == "lab" else [Path(connector)] if connector else []
+found = [Path(connector)] if connector not in ("", "lab") else []
+if connector == "lab" and lab:
+    found = sorted((lab_folder() / "connectors").glob(f"{model}-*"))
 other = None
 if found:
     alternative = connector_training.OtherConnector.load(found[0])

@@ -184,7 +184,8 @@ def simpson(
 def _columns(x, y, controls) -> Float[np.ndarray, "n column"]:
     parts = [np.asarray(one, dtype=float) for one in (x, y)]
     if controls is not None:
-        parts.append(np.asarray(controls, dtype=float).reshape(len(controls), -1))
+        held = np.asarray(controls, dtype=float)
+        parts.append(held if held.ndim == 2 else held[:, None])
     if len({len(one) for one in parts}) > 1:
         raise ValueError(f"columns of {', '.join(str(len(one)) for one in parts)} rows do not correlate")
     data = np.column_stack(parts)
