@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from spatialprobes import audit, audit_captions, audit_geometry, audit_perturbation, plots
+from spatialprobes import audit, audit_captions, audit_geometry, audit_perturbation, paths, plots
 from spatialprobes.audit_files import gather
 from spatialprobes.claims import load_claims
 from spatialprobes.cli import app
@@ -394,3 +394,11 @@ def test_bounded_by_a_folder_at_a_time(run):
     texts = [name for frame in found.captions.values() for name in frame if name.startswith("caption")]
     texts += [name for frame in found.perturbed.values() for name in frame if name.startswith("caption")]
     assert set(texts) == {"caption_original"}
+
+
+def test_what_the_clone_holds_in_the_studys_layout_is_read_whole():
+    made = audit.audit(paths.root() / "data" / "samples" / "vlm_connectors")
+    assert made.models == ["lab-idefics2", "lab-llava", "lab-qwen2.5-vl", "lab-qwen3.5"]
+    table = made.tables["knn_summary_per_model"].set_index("model")
+    assert table["n"].eq(150).all() and table.filter(like="_mean").notna().all().all()
+    assert {one.verdict for one in made.claims} >= {"holds", "fails"}

@@ -126,8 +126,8 @@ def idefics2_recipe(recipe: Recipe) -> Recipe:
 
 
 def qwen35_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of lab-qwen3.5: the tower's pass of its siblings, half the turns, a third of stage 2: its layers are slow without
-    their kernels, and its captions, which it is for, come soon."""
+    """The recipe of lab-qwen3.5: the tower's pass of its siblings, half the turns, a third of stage 2: its layers are slow
+    without their kernels, and its captions, which it is for, come soon."""
     tower = qwen_recipe(recipe).tower
     stage2 = dataclasses.replace(recipe.stage2, items=recipe.stage2.items // 3)
     return dataclasses.replace(recipe, tower=tower, stage2=stage2, mix=_with_captions(recipe), turns=6, scales=())
