@@ -178,6 +178,13 @@ def placed():
     return frame.assign(low=frame["accuracy"] - 0.1, high=frame["accuracy"], chance=0.25, n=1000)
 
 
+def kept_by_connector():
+    axes = [["neighbours", "decoding"], ["what", "where"], ["pooled", "tokens"], ["pre", "pre_normed", "post"]]
+    frame = pd.MultiIndex.from_product(axes, names=["view", "factor", "form", "site"]).to_frame(index=False)
+    value = np.abs(np.sin(np.arange(len(frame))))
+    return frame.assign(value=value, low=value - 0.04, high=value + 0.02, chance=0.1)
+
+
 FRAMES = (
     {
         "balance.cmb": head_balance,
@@ -199,6 +206,7 @@ FRAMES = (
         "rope.sweep": phase_by_delta,
         "scenes.gallery": shown_scenes,
         "training.curves": learning,
+        "where_what.before_after": kept_by_connector,
     }
     | SWAP_FRAMES
     | HEAD_FRAMES

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from spatialprobes.audit_files import Material
 
 LARGE_K, SMALL_K = 100, 10
-LIMITS = "not which model is best; food pictures, one reference caption; CLIPScore and BERTScore stand in for people's judgement"
+LIMITS = ("not which model is best; the study's pictures are food with one reference caption; CLIPScore and BERTScore stand in "
+          "for people's judgement")  # fmt: skip
 NORM_SITE = ("E_pre is no ground truth, and the files take Qwen's before the norm of its merger, the others' where they come: "
              "one direction of large activations then decides who is near in raw l2")  # fmt: skip
 VIEWS = "CLIP's and DINO's neighbourhoods are views, not truth; LLaVA's own tower is a CLIP"

@@ -40,7 +40,7 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"spatialprobes[notebooks] @ {source}"], check=True)
 
 # %% tags=["parameters"]
-model: str = "lab-llava"  # a lab model, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-7B-Instruct
+model: str = "lab-llava"  # a lab model, a folder, a hub id, or the study's name of one: llava, idefics2, qwen2.5vl or qwen3.5
 revision: str = ""  # of a hub id; empty for the newest
 dtype: str = "auto"  # auto, float32, float16 or bfloat16
 device: str = "auto"  # auto, cpu, cuda or cuda:1
@@ -89,6 +89,7 @@ from spatialprobes.probes import references as reference_models
 from spatialprobes.probes.reconstruction import Reconstructor, evaluate
 from spatialprobes.record import Record
 from spatialprobes.seeds import check_seed
+from spatialprobes.sources.connector_names import hub_id
 from spatialprobes.sources.image_folder import image_folder
 from spatialprobes.vlm import VLM
 from spatialprobes.worlds.lab_captions import lab_captioned
@@ -96,6 +97,7 @@ from spatialprobes.worlds.lab_captions import lab_captioned
 # %%
 names = """model revision dtype device quantize image_fit batch_size limit seed size compare data side references pool metric
 prepare gallery ks near_copies shards limit_per_shard reconstructor""".split()
+model, compare = hub_id(model), " ".join(map(hub_id, compare.split()))  # the study's short names stand for hub ids
 parameters = {name: globals()[name] for name in names}
 SIZES = {"quick": (150, 216, 120), "lab": (600, 864, 300), "full": (10**6, 216, 120)}
 if size not in SIZES:
@@ -398,6 +400,8 @@ for folder in (run.folder / "study", export):
         if back and model in set(rebuilt["model"]):
             written += connector_export.reconstruction(folder, label, rebuilt[rebuilt["model"] == model])
         print(len(written), "files in", "study/ of the run's folder" if folder != export else export)
+if not store:
+    shutil.rmtree(kept)  # tokens are large, and quickly had again
 
 # %% [markdown]
 # ## Claims

@@ -39,7 +39,7 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"spatialprobes[notebooks] @ {source}"], check=True)
 
 # %% tags=["parameters"]
-model: str = "lab-llava"  # a lab model, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-7B-Instruct
+model: str = "lab-llava"  # a lab model, a folder, a hub id, or the study's name of one: llava, idefics2, qwen2.5vl or qwen3.5
 revision: str = ""  # of a hub id; empty for the newest
 dtype: str = "auto"  # auto, float32, float16 or bfloat16
 device: str = "auto"  # auto, cpu, cuda or cuda:1
@@ -99,12 +99,14 @@ from spatialprobes.probes import (
 )
 from spatialprobes.record import Record
 from spatialprobes.seeds import check_seed
+from spatialprobes.sources.connector_names import hub_id
 from spatialprobes.sources.image_folder import image_folder
 from spatialprobes.vlm import VLM
 
 # %%
 names = """model revision dtype device quantize image_fit batch_size limit seed size data request max_new_tokens side
 reconstructor connector clip bert masks ranks rotations perturbation_seed metric k published""".split()
+model = hub_id(model)  # the study's short names stand for hub ids
 parameters = {name: globals()[name] for name in names}
 SIZES = {"quick": (80, 40), "lab": (300, 120), "full": (2000, 5000)}
 if size not in SIZES:
@@ -332,6 +334,8 @@ for folder in (run.folder / "study", export):
         written = connector_export.perturbation(folder, label, changed, perturbation_seed)
         written += [connector_export.captions(folder, label, scored)] if post_hat else []
         print(len(written), "files in", "study/ of the run's folder" if folder != export else export)
+if not store:
+    shutil.rmtree(kept)  # tokens are large, and quickly had again
 
 # %% [markdown]
 # ## The study's results, read again

@@ -31,8 +31,8 @@ NAMES = {
     "mse_pre": "MSE before (standardised)",
     "post_effective_rank": "effective rank of E_post",
     "effective_rank": "effective rank",
-    "effective_rank_normalized": "effective rank / largest",
-    "top1_energy_ratio": "energy in the first",
+    "effective_rank_normalized": "effective rank / greatest",
+    "top1_energy_ratio": "energy in the first one",
     "top10_energy_ratio": "energy in the first 10",
     "mean_pairwise_cosine": "mean token cosine",
     "pre_post": "before with after",
@@ -43,6 +43,7 @@ NAMES = {
 }
 SHOWN = ("effective_rank", "effective_rank_normalized", "top1_energy_ratio", "top10_energy_ratio", "mean_pairwise_cosine")
 COMPONENTS = 100
+LEAST = 1e-8  # of the largest value: what is smaller is rounding
 FEW_EMPTY = 0.01
 BEFORE_AFTER = ((-0.2, "#FFFFFF", "before"), (0.2, "", "after"))
 
@@ -50,7 +51,7 @@ BEFORE_AFTER = ((-0.2, "#FFFFFF", "before"), (0.2, "", "after"))
 def knor(frame: pd.DataFrame, *, width: str = "two") -> Figure:
     """Overlap against k, a line a model; a panel for before with after, and one a reference (solid: before, dashed: after).
 
-    Columns: label, of, k, mean, low, high (shares in [0, 1]), floor (of copies alone, NaN where unknown).
+    Columns: label, of, k, mean, low, high (shares in [0, 1]), floor (of copies alone, NaN where unknown). Optional: chance.
     """
     need(frame, ("label", "of", "k", "mean", "low", "high", "floor"), "connector_published.knor")
     groups = _groups(frame)
@@ -65,6 +66,9 @@ def knor(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         floors = frame[frame["of"].isin(sides)].groupby("k")["floor"].max().dropna()
         if len(floors):
             ax.plot(floors.index, floors, ":", color=GREY, linewidth=1.1, label="copies alone")
+        if "chance" in frame:
+            chances = frame[frame["of"].isin(sides)].groupby("k")["chance"].mean()
+            ax.plot(chances.index, chances, color="black", linewidth=0.7)
         ax.set_title(name, parse_math=False)
         ax.set_ylim(bottom=0)
         ax.set_ylabel("overlap (share of k)")
@@ -73,6 +77,7 @@ def knor(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_xlabel("neighbours k")
         ax.tick_params(labelbottom=True)
     extra = [("copies alone", ":", GREY)] if frame["floor"].notna().any() else []
+    extra += [("chance", "-", "black")] if "chance" in frame else []
     if len(groups) > 1 or "pre_post" not in set(frame["of"]):
         extra += [("reference with before", "-", "black"), ("reference with after", "--", "black")]
     _legend(figure, labels, extra)
@@ -137,7 +142,7 @@ def above_copies(frame: pd.DataFrame, *, width: str = "two") -> Figure:
         ax.set_xticks(x, own["k"].astype(str))
         ax.set_xlabel("neighbours k")
         ax.set_xlim(-0.6, len(own) - 0.4)
-        ax.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # one axis for all panels: set once all are drawn
     axes[0].set_ylabel("overlap (share)")
     handles, words = axes[0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside lower center", ncols=4)
@@ -156,7 +161,7 @@ def spectrum(frame: pd.DataFrame, *, value: str = "energy", width: str = "two") 
     for ax, (side, words) in zip(axes, (("pre", "before the connector"), ("post", "after")), strict=True):
         for place, label in enumerate(labels):
             own = frame[(frame["side"] == side) & (frame["label"] == label) & (frame["component"] <= COMPONENTS)]
-            own = own[own[value] > 0].sort_values("component")
+            own = own[own[value] > own[value].max() * LEAST].sort_values("component")
             dashes = ("-", "--", "-.", ":")[place % 4]
             ax.plot(own["component"], own[value], color=CYCLE[place % len(CYCLE)], linestyle=dashes)
         ax.set_yscale("log")

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("view", "factor", "form", "site", "value", "low", "high", "chance")
 SITES = {"pre": "before", "pre_normed": "before, normed", "post": "after"}
-VIEWS = {"neighbours": "neighbours alike, beyond chance", "decoding": "read linearly (colour: share right; place: $R^2$)"}
+VIEWS = {"neighbours": "neighbours alike\n(share beyond chance)", "decoding": "read linearly\n(share right; $R^2$)"}
 FORMS = {"tokens": "all tokens", "pooled": "mean over tokens"}
-FACTORS = {"what": "what (thing, colour)", "where": "where (cell, centre)"}
+FACTORS = {"what": "what (same thing; colour)", "where": "where (same cell; centre, $R^2$)"}
 
 
 def before_after(frame: pd.DataFrame) -> Figure:
@@ -50,7 +50,7 @@ def before_after(frame: pd.DataFrame) -> Figure:
             if not row:
                 axis.set_title(FORMS[form])
             if not column:
-                axis.set_ylabel(VIEWS[view].replace(" (", "\n("))
+                axis.set_ylabel(VIEWS[view])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
