@@ -407,7 +407,8 @@ if not store:
 # ## Claims
 #
 # The study's two findings about geometry, for the models at hand, and what the lab adds. The rules were written before the lab's
-# results of this size were seen.
+# results of this size were seen, but for two: those about what and where (`geometry.pooled_blind`, `geometry.where_what`) were
+# written after a first look at lab-llava and lab-qwen2.5-vl.
 
 
 # %%
