@@ -31,6 +31,7 @@ from spatialprobes.examples import Example, batches
 from spatialprobes.features_edit import FeaturesEdit
 from spatialprobes.intervene import intervene, replaced
 from spatialprobes.probes.caption_store import CaptionStore, digest
+from spatialprobes.probes.connector_store import folder_of
 from spatialprobes.vlm import VLM
 
 if TYPE_CHECKING:
@@ -167,11 +168,6 @@ def with_same(frame: pd.DataFrame, base: str = "live") -> pd.DataFrame:
 def cleaned(text: str) -> str:
     """A generated text without thoughts, also those that never end, and without outer blanks."""
     return THOUGHTS.sub("", text).strip()
-
-
-def folder_of(key: str) -> str:
-    """The first part of a key, "00003" of "00003/000030001.jpg"; "" where it has none."""
-    return key.split("/")[0] if "/" in key else ""
 
 
 def other_batch_size(batch_size: int) -> int:
